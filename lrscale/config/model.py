@@ -1,0 +1,32 @@
+"""Which policy is trained, and the Reasoning Projector beside it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lrscale.config.base import PositiveInt, Section
+
+
+class ModelConfig(Section):
+    """The base model, loaded by transformers' AutoModelForCausalLM."""
+
+    path: str = "builtin:tiny"
+    """Hub id, local folder, or `builtin:tiny` (ships with the package)."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    chat_template: bool = False
+    """Wrap each prompt in the tokenizer's chat template as one user message."""
+    logits_mib: PositiveInt = 256
+    """The LM head runs in chunks so that logits never take more than this many MiB."""
+
+
+class ProjectorConfig(Section):
+    """The Reasoning Projector (method, section 3)."""
+
+    kind: Literal["paper", "normalised"] = "paper"
+    """`paper`: stacked copies of the last MLP; `normalised`: RMS norm before each block and at the end, learned gain."""
+    layers: PositiveInt = 3
+    max_latent_steps: PositiveInt = 32
+    """A marker's number is clamped to [1, this]."""

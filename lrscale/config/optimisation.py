@@ -1,0 +1,31 @@
+"""Optimizer, schedule and micro-batching, shared by every stage that trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lrscale.config.base import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
+
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class OptimisationConfig(Section):
+    """AdamW with warm-up and an optional cosine decay; the learning rate belongs to each stage."""
+
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    micro_batch_tokens: PositiveInt = 16384
+    """A micro-batch holds at most this many positions, padding counted (always at least one row)."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the steps of one stage."""
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup_share: Share = 0.0
+    """Share of the steps spent rising linearly from 0."""
+    final_share: Share = 0.1
+    """Cosine only: the last learning rate as a share of the peak."""
