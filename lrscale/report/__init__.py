@@ -1,0 +1,1 @@
+"""What a run says about itself: metrics, timing, charts, the closing table, the report. Torch-free."""
