@@ -1,0 +1,158 @@
+"""What the tiny base is trained on: explicit traces, and traces in which soft inputs stand for some sentences.
+
+A soft input is an input embedding that is no token: here the mean embedding of half a sentence.
+A base that has read such inputs can make sense of latents later on. It is never trained to go on
+behind an empty marker, which would teach it to do without them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lrscale.tasks.flawed_stories import FlawedStories
+
+SOFT = -1
+"""Stands in an example's token ids where a soft input goes."""
+SOFT_PER_MARKER = 2
+
+_REPLACED_SHARE = (0.1, 0.8)
+_BATCHES_PER_POOL = 8
+
+
+@dataclass(slots=True)
+class Example:
+    """One training sequence of T positions."""
+
+    ids: list[int]
+    """[T] token ids, SOFT at soft inputs."""
+    learned: list[bool]
+    """[T] whether the token is a target of the ordinary next-token loss."""
+    soft: list[list[int]] = field(default_factory=list)
+    """Token ids behind each soft input, in order of the SOFT positions."""
+    bags: list[tuple[int, list[int]]] = field(default_factory=list)
+    """(position, token ids): the position's output shall be uniform over these tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B examples, padded on the right to T positions. Indices are (row, position) pairs."""
+
+    ids_BT: Tensor
+    """[B, T] with 0 at soft inputs and padding."""
+    learned_BT: Tensor
+    """[B, T] bool."""
+    soft_index_2N: Tensor
+    """[2, N] rows and positions of the soft inputs."""
+    soft_weights_NV: Tensor
+    """[N, V] soft input n is this row times the embedding matrix."""
+    bag_index_2M: Tensor
+    bag_targets_MV: Tensor
+    """[M, V] a distribution over tokens each."""
+    tokens: int
+
+
+class Examples:
+    """Draws examples: story i of the task's train split is example i."""
+
+    def __init__(self, task: FlawedStories, tokenizer: PreTrainedTokenizerBase, *, soft_share: float, seed: int) -> None:
+        self._task = task
+        self._tokenizer = tokenizer
+        self._soft_share = soft_share
+        self._rng = random.Random(f"tiny-base/{seed}")
+        self._next = 0
+        marker = f"<implicit_thought>{SOFT_PER_MARKER}</implicit_thought>"
+        self._marker_ids = self._encode(marker)
+
+    def batches(self, rows: int) -> Iterator[Batch]:
+        """Endless batches; a pool of eight is sorted by length first, so that little is padding."""
+        while True:
+            pool = sorted((self.draw() for _ in range(rows * _BATCHES_PER_POOL)), key=lambda example: len(example.ids))
+            parts = [pool[start : start + rows] for start in range(0, len(pool), rows)]
+            self._rng.shuffle(parts)
+            for part in parts:
+                yield collate(part, vocabulary=len(self._tokenizer))
+
+    def draw(self) -> Example:
+        """The next example: an explicit trace, or (soft_share of the time) one with markers and soft inputs."""
+        return self.with_markers() if self._rng.random() < self._soft_share else self.explicit()
+
+    def explicit(self) -> Example:
+        """The prompt without the marker sentence, and the whole trace."""
+        example, sentences, answer = self._begin(markers=False)
+        for sentence in [*sentences, answer]:
+            _append(example, sentence, learned=True)
+        return example
+
+    def with_markers(self) -> Example:
+        """The prompt with the marker sentence; some sentences are a marker and the soft inputs of their halves."""
+        example, sentences, answer = self._begin(markers=True)
+        count = max(1, round(self._rng.uniform(*_REPLACED_SHARE) * len(sentences)))
+        replaced = set(self._rng.sample(range(len(sentences)), count))
+        for index, sentence in enumerate(sentences):
+            if index not in replaced:
+                _append(example, sentence, learned=True)
+                continue
+            _append(example, self._marker_ids, learned=True)
+            middle = len(sentence) // 2
+            for half in (sentence[:middle], sentence[middle:]):
+                # The position before a soft input shall say what the soft input will hold.
+                example.bags.append((len(example.ids) - 1, half))
+                example.soft.append(half)
+                _append(example, [SOFT], learned=False)
+        _append(example, answer, learned=True)
+        return example
+
+    def _begin(self, *, markers: bool) -> tuple[Example, list[list[int]], list[int]]:
+        story = self._task.story("train", self._next)
+        prompt = self._task.prompt("train", self._next, markers=markers)
+        self._next += 1
+        prompt_ids = self._tokenizer(prompt.text)["input_ids"]
+        sentences = [self._encode(sentence) for sentence in story.trace]
+        answer = [*self._encode(rf"\boxed{{{story.answer}}}"), self._tokenizer.eos_token_id]
+        return Example(list(prompt_ids), [False] * len(prompt_ids)), sentences, answer
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def collate(examples: Sequence[Example], *, vocabulary: int) -> Batch:
+    """Pads examples on the right and turns their lists into tensors."""
+    length = max(len(example.ids) for example in examples)
+    ids_BT = torch.zeros(len(examples), length, dtype=torch.long)
+    learned_BT = torch.zeros(len(examples), length, dtype=torch.bool)
+    soft_index, soft_tokens, bag_index, bag_tokens = [], [], [], []
+    for row, example in enumerate(examples):
+        ids_BT[row, : len(example.ids)] = torch.tensor(example.ids).clamp(min=0)
+        learned_BT[row, : len(example.ids)] = torch.tensor(example.learned)
+        soft_index += [(row, position) for position, token in enumerate(example.ids) if token == SOFT]
+        soft_tokens += example.soft
+        bag_index += [(row, position) for position, _ in example.bags]
+        bag_tokens += [tokens for _, tokens in example.bags]
+    return Batch(
+        ids_BT=ids_BT,
+        learned_BT=learned_BT,
+        soft_index_2N=torch.tensor(soft_index, dtype=torch.long).reshape(-1, 2).T,
+        soft_weights_NV=_uniform(soft_tokens, vocabulary),
+        bag_index_2M=torch.tensor(bag_index, dtype=torch.long).reshape(-1, 2).T,
+        bag_targets_MV=_uniform(bag_tokens, vocabulary),
+        tokens=sum(len(example.ids) for example in examples),
+    )
+
+
+def _append(example: Example, ids: Sequence[int], *, learned: bool) -> None:
+    example.ids += ids
+    example.learned += [learned] * len(ids)
+
+
+def _uniform(bags: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
+    weights_NV = torch.zeros(len(bags), vocabulary)
+    for row, bag in enumerate(bags):
+        for token in bag:
+            weights_NV[row, token] += 1.0 / len(bag)
+    return weights_NV
