@@ -1,0 +1,221 @@
+"""Batched decoding: rows in discrete and in latent mode side by side in one step.
+
+A step gives every row one position. A row in discrete mode samples a token; a row in latent mode
+projects its hidden state; then one forward serves both. Finished rows leave the batch.
+
+Legend: B rows decoded now, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lrscale.latent.backbone import Backbone
+from lrscale.latent.expand import LatentMode, feed_rows, next_latents
+from lrscale.latent.layout import PackedRows
+from lrscale.latent.marker import MarkerDetector
+from lrscale.latent.sampling import SamplingOptions, draw, row_streams, uniforms
+from lrscale.latent.stream import LatentStream
+from lrscale.records import LatentSpan, Rollout
+
+_LATENT = -1
+"""Stands for a latent position in the record of a row."""
+_COMPACT_BELOW = 0.85
+"""Finished rows are dropped once fewer than this share of the batch still decodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """Everything that decides what is decoded, besides the prompts."""
+
+    max_new_tokens: int
+    """Positions a completion may take: discrete tokens plus latent steps."""
+    stop_ids: tuple[int, ...]
+    min_new_tokens: int = 0
+    """No stop token is drawn before so many positions."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    seed: int = 0
+    mode: LatentMode = "real"
+    policy_version: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: given {self.max_new_tokens}, needed at least 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens: given {self.min_new_tokens}, needed 0 to max_new_tokens ({self.max_new_tokens})"
+            )
+        if self.mode not in ("real", "zero", "shuffled"):
+            raise ValueError(f"mode: given {self.mode!r}, allowed `real`, `zero` or `shuffled`")
+
+
+class Decoder:
+    """Decodes one batch of prompts; `run` yields each rollout as soon as it is finished."""
+
+    def __init__(
+        self, backbone: Backbone, projector: nn.Module, detector: MarkerDetector, options: DecodeOptions
+    ) -> None:
+        self.backbone = backbone
+        self.projector = projector
+        self.detector = detector
+        self.options = options
+
+    @torch.no_grad()
+    def run(self, prompts: Sequence[Sequence[int]], row_keys: Sequence[int]) -> Iterator[tuple[int, Rollout]]:
+        """Yield (index into `prompts`, rollout). `row_keys` name the rows' random streams."""
+        batch = self._prefill(prompts, row_keys)
+        options, device = self.options, self.backbone.device
+        stop_ids = torch.tensor(options.stop_ids, dtype=torch.long, device=device)
+        for position in range(options.max_new_tokens):
+            latent_B = batch.remaining_B > 0
+            tokens_B, logprobs_B = draw(
+                self.backbone.head(batch.stream.hidden_BH),
+                uniforms(batch.randoms_B, position),
+                options.sampling,
+                stop_ids if position < options.min_new_tokens else None,
+            )
+            stopped_B = torch.isin(tokens_B, stop_ids) & ~latent_B
+            embeds_BH = self.backbone.embed(tokens_B)
+            if latent_B.any():
+                z_AH = next_latents(self.projector, batch.stream.hidden_BH, latent_B, options.mode)
+                embeds_BH = embeds_BH.index_put((latent_B,), z_AH)
+                batch.record_latents(latent_B, z_AH)
+            batch.record(position, tokens_B.masked_fill(latent_B, _LATENT), logprobs_B)
+            self._advance(batch, tokens_B, latent_B)
+            last = position + 1 == options.max_new_tokens
+            finished_B = batch.alive_B & (stopped_B | last)
+            for slot in finished_B.nonzero().squeeze(1).tolist():
+                yield batch.rollout(slot, position + 1, stopped=bool(stopped_B[slot]), options=options)
+            batch.alive_B = batch.alive_B & ~finished_B
+            batch.remaining_B = batch.remaining_B * batch.alive_B
+            alive = int(batch.alive_B.sum())
+            if not alive:
+                return
+            if alive < _COMPACT_BELOW * len(batch.alive_B):
+                kept = batch.alive_B.nonzero().squeeze(1)
+                batch.keep(kept)
+                embeds_BH = embeds_BH[kept]
+            batch.stream.feed(embeds_BH[:, None])
+
+    def _advance(self, batch: _Batch, tokens_B: Tensor, latent_B: Tensor) -> None:
+        """Move the marker automaton over the tokens just drawn; latent rows count down instead."""
+        states_B, steps_B = self.detector.advance(batch.states_B, tokens_B)
+        batch.states_B = torch.where(latent_B, batch.states_B, states_B)
+        steps_B = steps_B.long() if self.options.mode != "zero" else torch.zeros_like(batch.remaining_B)
+        batch.remaining_B = torch.where(latent_B, batch.remaining_B - 1, steps_B)
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], row_keys: Sequence[int]) -> _Batch:
+        """Run each distinct prompt once, latents behind its markers included, then give every row its copy."""
+        distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=self.backbone.device)
+        packed = _pack(distinct, self.backbone.device)
+        states, spans, pending = zip(*(self._scan(prompt) for prompt in distinct), strict=True)
+        stream = LatentStream(self.backbone, len(distinct))
+        fed = feed_rows(stream, self.projector, packed, spans, self.options.mode)
+        stream.keep(rows)
+        return _Batch(
+            prompts=[tuple(prompt) for prompt in prompts],
+            prompt_latents=[(spans[row], fed.latents[row]) for row in rows.tolist()],
+            stream=stream,
+            randoms_B=row_streams(self.options.seed, row_keys, self.backbone.device),
+            states_B=torch.tensor(states, device=self.backbone.device)[rows],
+            remaining_B=torch.tensor(pending, device=self.backbone.device)[rows],
+            max_new_tokens=self.options.max_new_tokens,
+        )
+
+    def _scan(self, prompt: tuple[int, ...]) -> tuple[int, tuple[LatentSpan, ...], int]:
+        """Automaton state behind a prompt, the runs inside it, and the steps of a marker that ends it."""
+        state, spans = self.detector.initial_state, []
+        for position, token in enumerate(prompt):
+            state, steps = self.detector.advance_one(state, token)
+            if steps and self.options.mode != "zero":
+                spans.append(LatentSpan(position, steps))
+        pending = spans.pop().steps if spans and spans[-1].position == len(prompt) - 1 else 0
+        return state, tuple(spans), pending
+
+
+class _Batch:
+    """The rows that still decode, and the records of all rows of the batch."""
+
+    def __init__(
+        self,
+        *,
+        prompts: list[tuple[int, ...]],
+        prompt_latents: list[tuple[tuple[LatentSpan, ...], list[Tensor]]],
+        stream: LatentStream,
+        randoms_B: Tensor,
+        states_B: Tensor,
+        remaining_B: Tensor,
+        max_new_tokens: int,
+    ) -> None:
+        self.stream, self.randoms_B, self.states_B, self.remaining_B = stream, randoms_B, states_B, remaining_B
+        self._prompts, self._prompt_latents = prompts, prompt_latents
+        device = randoms_B.device
+        self.row_B = torch.arange(len(prompts), device=device)
+        self.alive_B = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        self._tokens = torch.full((len(prompts), max_new_tokens), _LATENT, dtype=torch.long, device=device)
+        dtype = torch.float64 if stream.backbone.dtype == torch.float64 else torch.float32
+        self._logprobs = torch.zeros(len(prompts), max_new_tokens, dtype=dtype, device=device)
+        self._latents: list[list[Tensor]] = [list(latents) for _, latents in prompt_latents]
+
+    def record(self, position: int, tokens_B: Tensor, logprobs_B: Tensor) -> None:
+        self._tokens[self.row_B, position] = tokens_B
+        self._logprobs[self.row_B, position] = logprobs_B.to(self._logprobs.dtype)
+
+    def record_latents(self, latent_B: Tensor, z_AH: Tensor) -> None:
+        for row, z_H in zip(self.row_B[latent_B].tolist(), z_AH.unbind(0), strict=True):
+            self._latents[row].append(z_H)
+
+    def keep(self, kept: Tensor) -> None:
+        self.stream.keep(kept)
+        self.randoms_B, self.states_B, self.remaining_B = (
+            column[kept] for column in (self.randoms_B, self.states_B, self.remaining_B)
+        )
+        self.row_B, self.alive_B = self.row_B[kept], self.alive_B[kept]
+
+    def rollout(self, slot: int, length: int, *, stopped: bool, options: DecodeOptions) -> tuple[int, Rollout]:
+        """The finished rollout of the row in `slot`, `length` positions long."""
+        row = int(self.row_B[slot])
+        prompt, (prompt_spans, _) = self._prompts[row], self._prompt_latents[row]
+        record = self._tokens[row, :length].tolist()
+        discrete = [position for position, token in enumerate(record) if token != _LATENT]
+        latents = self._latents[row]
+        hidden_size = self.stream.backbone.hidden_size
+        empty = torch.zeros(0, hidden_size, dtype=self.stream.backbone.dtype)
+        return row, Rollout(
+            prompt_ids=prompt,
+            completion_ids=tuple(record[position] for position in discrete),
+            logprobs_T=self._logprobs[row, discrete].cpu(),
+            latent_spans=(*prompt_spans, *_completion_spans(record, len(prompt))),
+            latents_LH=torch.stack(latents).cpu() if latents else empty,
+            policy_version=options.policy_version,
+            stop_reason="stop" if stopped else "length",
+        )
+
+
+def _completion_spans(record: Sequence[int], prompt_length: int) -> list[LatentSpan]:
+    """Runs of latent positions in a record, each at the token before it."""
+    spans: list[LatentSpan] = []
+    position = prompt_length - 1
+    run = 0
+    for token in (*record, None):
+        if token == _LATENT:
+            run += 1
+            continue
+        if run:
+            spans.append(LatentSpan(position, run))
+            run = 0
+        position += 1
+    return spans
+
+
+def _pack(prompts: Sequence[Sequence[int]], device: torch.device) -> PackedRows:
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    width = int(lengths.max())
+    ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
+    return PackedRows(ids, lengths.to(device), torch.zeros_like(ids))

@@ -1,0 +1,118 @@
+"""Recompute every latent of recorded sequences in order, batched, with gradients through the whole chain.
+
+Round r feeds the r-th stretch of text of every row, up to its next marker, then as many latent steps
+as the longest run of the round needs; rows with shorter runs write holes. So a batch takes
+rounds x (1 + max N) forwards whatever its size (method, section 5).
+
+Legend: B rows, T tokens, L latents of a row, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lrscale.latent.backbone import Backbone
+from lrscale.latent.layout import PackedRows, Spans, gather_positions
+from lrscale.latent.stream import LatentStream
+
+LatentMode = Literal["real", "zero", "shuffled"]
+"""`real`: the method; `zero`: markers are text, no latent steps; `shuffled`: rows swap their latents (a control)."""
+
+
+def next_latents(projector: nn.Module, hidden_BH: Tensor, active_B: Tensor, mode: LatentMode) -> Tensor:
+    """The next latent of every active row, [active, H].
+
+    `shuffled` hands each active row the latent of another one, half the batch away, so that samples of the
+    same prompt, which stand side by side, do not merely swap among themselves. A row that is active alone
+    gets the projection of an idle row's hidden state.
+
+    Raises:
+        ValueError: `shuffled` with a single row: there is nothing to swap with.
+    """
+    rows = active_B.nonzero().squeeze(1)
+    if mode == "shuffled":
+        batch = active_B.shape[0]
+        if batch < 2:
+            raise ValueError("shuffled latents need at least 2 rows side by side; 1 given")
+        rows = rows.roll(max(1, len(rows) // 2)) if len(rows) > 1 else (rows + batch // 2) % batch
+    return projector(hidden_BH[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """What came out of feeding rows to a stream."""
+
+    hidden: list[Tensor]
+    """Pieces [B, K, H] that make up the stream's slots, in order."""
+    slot_BT: Tensor
+    """[B, T] slot whose logits predict the token after each right-packed one."""
+    latents: list[list[Tensor]]
+    """The latents of each row, [H] each."""
+
+
+def expand_rows(
+    backbone: Backbone, projector: nn.Module, packed: PackedRows, spans: Sequence[Spans], mode: LatentMode
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run right-packed rows through the model, latents recomputed.
+
+    Returns:
+        hidden_BTH of the right-packed tokens (the last latent's row at each marker's last token), and
+        one [L, H] tensor of latents a row.
+    """
+    fed = feed_rows(LatentStream(backbone, len(spans)), projector, packed, spans, mode)
+    hidden_BSH = torch.cat(fed.hidden, dim=1)
+    empty = hidden_BSH.new_zeros(0, hidden_BSH.shape[-1])
+    latents = tuple(torch.stack(row) if row else empty for row in fed.latents)
+    return gather_positions(hidden_BSH, fed.slot_BT.to(hidden_BSH.device)), latents
+
+
+def feed_rows(
+    stream: LatentStream, projector: nn.Module, packed: PackedRows, spans: Sequence[Spans], mode: LatentMode
+) -> Fed:
+    """Feed whole right-packed rows, text and latents in turns, to a fresh stream."""
+    rows, columns = packed.ids_BT.shape
+    device = packed.ids_BT.device
+    slot_BT = torch.zeros(rows, columns, dtype=torch.long)
+    hidden: list[Tensor] = []
+    latents: list[list[Tensor]] = [[] for _ in range(rows)]
+
+    for start_B, length_B, steps_B in _rounds(packed, spans):
+        width = int(length_B.max())
+        if width:
+            offset_K = torch.arange(width)
+            column_BK = (start_B[:, None] + offset_K).clamp(max=columns - 1)
+            real_BK = offset_K < length_B[:, None]
+            row_BK = torch.arange(rows)[:, None].expand_as(column_BK)
+            slot_BT[row_BK[real_BK], column_BK[real_BK]] = (stream.slots + offset_K).expand_as(column_BK)[real_BK]
+            embeds_BKH = stream.backbone.embed(packed.ids_BT.gather(1, column_BK.to(device)))
+            hidden.append(stream.feed(embeds_BKH, length_B.to(device)))
+        for step in range(int(steps_B.max())):
+            active_B = steps_B > step
+            active_rows = active_B.nonzero().squeeze(1)
+            z_AH = next_latents(projector, stream.hidden_BH, active_B.to(device), mode)
+            slot_BT[active_rows, (start_B + length_B - 1)[active_rows]] = stream.slots
+            embeds_BH = torch.zeros_like(stream.hidden_BH).index_put((active_rows.to(device),), z_AH)
+            hidden.append(stream.feed(embeds_BH[:, None], active_B.long().to(device)))
+            for row, z_H in zip(active_rows.tolist(), z_AH.unbind(0), strict=True):
+                latents[row].append(z_H)
+    return Fed(hidden, slot_BT, latents)
+
+
+def _rounds(packed: PackedRows, spans: Sequence[Spans]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Per round: first token, tokens, and latent steps of each row's stretch; 0 where a row has finished."""
+    lengths = packed.lengths_B.tolist()
+    rounds = max(len(row) for row in spans) + 1
+    table = torch.zeros(rounds, 3, len(spans), dtype=torch.long)
+    for row, row_spans in enumerate(spans):
+        start = 0
+        for index, span in enumerate(row_spans):
+            table[index, :, row] = torch.tensor([start, span.position + 1 - start, span.steps])
+            start = span.position + 1
+        table[len(row_spans), :, row] = torch.tensor([start, lengths[row] - start, 0])
+    for start_B, length_B, steps_B in table:
+        yield start_B, length_B, steps_B

@@ -1,0 +1,132 @@
+"""Checkpoints in the Hugging Face layout, the projector's tensors beside the model's.
+
+Tensors `reasoning_projector.{i}.*` and the config fields below are the public reference's
+(github.com/Alex-Gurung/LiteReason): its checkpoints load here and ours load there, and a plain
+AutoModelForCausalLM ignores what it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import logging as transformers_logging
+
+from lrscale.latent.projector import ProjectorKind, ReasoningProjector
+
+PROJECTOR_PREFIX = "reasoning_projector."
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorFields:
+    """What a checkpoint's config says of its projector."""
+
+    layers: int
+    max_latent_steps: int
+    kind: ProjectorKind = "paper"
+
+    @classmethod
+    def read(cls, config: PreTrainedConfig) -> ProjectorFields | None:
+        """The fields of a LiteReason checkpoint; None for a plain model."""
+        if not getattr(config, "is_litereason_model", False):
+            return None
+        return cls(
+            layers=int(config.litereason_num_reasoning_layers),
+            max_latent_steps=int(config.litereason_max_reasoning_steps),
+            kind=getattr(config, "litereason_projector_kind", "paper"),
+        )
+
+    def write(self, config: PreTrainedConfig) -> None:
+        config.is_litereason_model = True
+        config.litereason_num_reasoning_layers = self.layers
+        config.litereason_max_reasoning_steps = self.max_latent_steps
+        config.litereason_projector_kind = self.kind
+
+
+def load_base(path: str, **kwargs: object) -> PreTrainedModel:
+    """AutoModelForCausalLM without remote code, and without a complaint about the projector's tensors."""
+    with _quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **kwargs)
+
+
+def load_projector_tensors(path: str) -> dict[str, Tensor]:
+    """The tensors under `reasoning_projector.` of a local folder or hub repository, prefix removed.
+
+    Raises:
+        ValueError: the weights hold none, or are not safetensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict: safetensors' handle only has keys()
+                if name.startswith(PROJECTOR_PREFIX):
+                    tensors[name.removeprefix(PROJECTOR_PREFIX)] = opened.get_tensor(name)
+    if not tensors:
+        raise ValueError(
+            f"{path} says that it is a LiteReason model, but its safetensors hold no `{PROJECTOR_PREFIX}*` tensors"
+        )
+    return tensors
+
+
+def _weight_files(path: str) -> list[str]:
+    index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        single = cached_file(path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+        if single is None:
+            raise ValueError(f"{path} holds neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}")
+        return [single]
+    weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    names = {file for tensor, file in weight_map.items() if tensor.startswith(PROJECTOR_PREFIX)}
+    return [cached_file(path, name) for name in sorted(names)]
+
+
+def save_model(model: PreTrainedModel, projector: ReasoningProjector, fields: ProjectorFields, folder: Path) -> None:
+    """Write config and sharded safetensors of model and projector together."""
+    fields.write(model.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tensors = _untied(model)
+    tensors.update({PROJECTOR_PREFIX + name: tensor for name, tensor in projector.state_dict().items()})
+    save_torch_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, folder)
+
+
+def _untied(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict with each storage once: transformers ties the others again from the config."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            tensors[name] = tensor
+            seen.add(tensor.data_ptr())
+    return tensors
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
+    """`float32`, `bfloat16`, `float64` or a torch dtype; None leaves the checkpoint's own."""
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype: given {name!r}, needed a torch dtype such as float32 or bfloat16")
+    return dtype

@@ -1,0 +1,84 @@
+"""Two key-value caches with one interface: in place for inference, in pieces for gradients.
+
+transformers' DynamicCache concatenates at every step, which copies the whole
+cache for each latent step or token; its StaticCache attends over its full length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """Writes new keys and values into spare room; no gradients.
+
+    Buffers are [B, heads, capacity, head_dim]; capacity grows by half when it is used up,
+    so that n steps copy O(n) positions in all instead of O(n^2).
+    """
+
+    MIN_SPARE = 64
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = 0 if self._buffers is None else self.keys.shape[-2]
+        stop = start + key_states.shape[-2]
+        if self._buffers is None or stop > self._buffers[0].shape[-2]:
+            self._buffers = (self._grown(self.keys, key_states, stop), self._grown(self.values, value_states, stop))
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., start:stop, :] = new
+        self.keys, self.values = (buffer[..., :stop, :] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def _grown(self, old: Tensor, new: Tensor, needed: int) -> Tensor:
+        capacity = max(needed + self.MIN_SPARE, needed * 3 // 2)
+        buffer = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
+        if self._buffers is not None:
+            buffer[..., : old.shape[-2], :] = old
+        return buffer
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices` (rows may repeat: a prompt prefilled once serves its whole group)."""
+        length = self.keys.shape[-2]
+        self._buffers = tuple(self._selected(b, indices, length) for b in self._buffers)
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
+
+    def _selected(self, buffer: Tensor, indices: Tensor, length: int) -> Tensor:
+        kept = buffer.new_empty(indices.shape[0], *buffer.shape[1:])
+        torch.index_select(buffer[..., :length, :], 0, indices, out=kept[..., :length, :])
+        return kept
+
+
+class PieceLayer(DynamicLayer):
+    """Keeps each chunk's keys and values as a tensor of its own, so that gradients flow through all of them.
+
+    `pieces` are earlier chunks; `fresh` is what the latest forward added. Nothing is written in place,
+    and under activation checkpointing only the pieces are kept, not the concatenations.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+        super().__init__()
+        self.pieces = tuple(pieces)
+        self.fresh: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.fresh = (key_states, value_states)
+        all_pieces = (*self.pieces, self.fresh)
+        self.keys = torch.cat([keys for keys, _ in all_pieces], dim=-2)
+        self.values = torch.cat([values for _, values in all_pieces], dim=-2)
+        return self.keys, self.values
+
+
+def cache_of(layer: Callable[[], DynamicLayer], layers: int) -> Cache:
+    """A transformers cache made of `layers` layers of one kind."""
+    return Cache(layers=[layer() for _ in range(layers)])

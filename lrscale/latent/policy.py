@@ -1,0 +1,327 @@
+"""LatentPolicy: any causal LM of transformers, with a Reasoning Projector beside it.
+
+Legend: B rows, T tokens, L latent steps, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lrscale.latent.backbone import Backbone, disable_dropout
+from lrscale.latent.decode import DecodeOptions, Decoder
+from lrscale.latent.expand import LatentMode, expand_rows
+from lrscale.latent.hf_layout import ProjectorFields, dtype_of, load_base, load_projector_tensors, save_model
+from lrscale.latent.layout import PackedRows, Spans, gather_positions, pack_rows
+from lrscale.latent.marker import MarkerDetector
+from lrscale.latent.projector import ProjectorKind, ReasoningProjector
+from lrscale.latent.replay import fit_spans, replay_rows
+from lrscale.latent.sampling import SamplingOptions
+from lrscale.records import Rollout
+
+DEFAULT_PROJECTOR_LAYERS = 3
+DEFAULT_MAX_LATENT_STEPS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """A forward over sequences with latents, aligned with their tokens: row t predicts token t+1."""
+
+    hidden_BTH: Tensor
+    """[B, T, H] what the LM head reads; at a marker's last token it is the last latent's. Junk at padding."""
+    latents: tuple[Tensor, ...]
+    """One [L, H] tensor a row."""
+    spans: tuple[Spans, ...]
+    """Latent runs a row; positions count the row's real tokens."""
+    head: Callable[[Tensor], Tensor]
+
+    @property
+    def logits_BTV(self) -> Tensor:
+        """[B, T, V] all at once; `LatentPolicy.token_logprobs` is the way that bounds memory."""
+        return self.head(self.hidden_BTH)
+
+
+class LatentPolicy(nn.Module):
+    """A causal LM that reasons partly in latent space (method, sections 2 to 5).
+
+    Knows no ranks and no files beyond its own checkpoint. Dropout is switched off for good.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        projector: ReasoningProjector,
+        *,
+        max_latent_steps: int = DEFAULT_MAX_LATENT_STEPS,
+        logits_mib: int = 256,
+    ) -> None:
+        super().__init__()
+        if max_latent_steps < 1:
+            raise ValueError(f"max_latent_steps: given {max_latent_steps}, needed at least 1")
+        self.model = model
+        self.reasoning_projector = projector
+        self.tokenizer = tokenizer
+        self.max_latent_steps = max_latent_steps
+        self.logits_mib = logits_mib
+        self.backbone = Backbone(model)
+        self.detector = MarkerDetector(tokenizer, max_latent_steps)
+        disable_dropout(model)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_model: str | Path | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        projector_layers: int | None = None,
+        max_latent_steps: int | None = None,
+        *,
+        projector_kind: ProjectorKind | None = None,
+        dtype: str | torch.dtype | None = None,
+        attention: str = "sdpa",
+    ) -> LatentPolicy:
+        """Load a LiteReason checkpoint, or a plain model with a projector warm-started from its last MLP.
+
+        Args:
+            path_or_model: hub id, local folder, or a model that is already loaded.
+            tokenizer: taken from the path where it is None.
+            projector_layers: None means the checkpoint's, 3 for a plain model.
+            max_latent_steps: None means the checkpoint's, 32 for a plain model.
+            projector_kind: None means the checkpoint's, `paper` for a plain model.
+            dtype: None leaves the checkpoint's.
+            attention: `sdpa` or `eager` (expand and generate hand their own masks to the model).
+
+        Raises:
+            ValueError: no tokenizer, no MLP to clone, or a projector other than the one asked for.
+        """
+        if isinstance(path_or_model, PreTrainedModel):
+            model, path, fields = path_or_model, None, None
+            if tokenizer is None:
+                raise ValueError("a loaded model needs its tokenizer beside it: from_pretrained(model, tokenizer)")
+        else:
+            path = str(path_or_model)
+            fields = ProjectorFields.read(AutoConfig.from_pretrained(path, trust_remote_code=False))
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model = load_base(path, dtype=dtype_of(dtype) or "auto", attn_implementation=attention)
+        wanted = _wanted_fields(fields, projector_layers, max_latent_steps, projector_kind)
+        backbone = Backbone(model)
+        projector = ReasoningProjector.from_mlp(
+            backbone.last_mlp(),
+            layers=wanted.layers,
+            hidden_size=backbone.hidden_size,
+            kind=wanted.kind,
+            embedding_rms=backbone.embedding_rms(),
+        )
+        if fields is not None:
+            projector.load_state_dict(load_projector_tensors(path))
+        return cls(model, tokenizer, projector, max_latent_steps=wanted.max_latent_steps)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model, projector, config and tokenizer in the Hugging Face layout."""
+        fields = ProjectorFields(len(self.projector), self.max_latent_steps, self.projector.kind)
+        save_model(self.model, self.projector, fields, Path(folder))
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def projector(self) -> ReasoningProjector:
+        return self.reasoning_projector
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion: the generation config's, else the tokenizer's."""
+        config = self.model.generation_config
+        eos = config.eos_token_id if config is not None and config.eos_token_id is not None else None
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        return () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+
+    def encode(self, text: str, *, chat_template: bool = False) -> list[int]:
+        """Token ids of a prompt, special tokens as the tokenizer adds them."""
+        if not chat_template:
+            return list(self.tokenizer.encode(text))
+        message = [{"role": "user", "content": text}]
+        return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+
+    def marker_ids(self, steps: int) -> list[int]:
+        """Token ids of the marker that asks for `steps` latent steps."""
+        return list(self.detector.marker_ids(steps))
+
+    def expand(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, mode: LatentMode = "real") -> TokenOutput:
+        """Recompute all latents in order; differentiable through the whole chain (method, section 5).
+
+        Rows may be padded on either side; the attention mask alone says what is padding.
+        """
+        packed = self._packed(input_ids_BT, attention_mask_BT)
+        spans = self._spans(packed, mode)
+        self.backbone.check_positions(_positions(packed, spans))
+        hidden_BTH, latents = expand_rows(self.backbone, self.projector, packed, spans, mode)
+        return self._output(hidden_BTH, latents, spans, packed)
+
+    def replay(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        latents: Sequence[Tensor],
+        mode: LatentMode = "real",
+    ) -> TokenOutput:
+        """One forward with recorded latents as constants: one [L, H] tensor a row, in order.
+
+        Raises:
+            ValueError: a row's latents do not fit its markers (a run cut by a length limit at the end fits).
+        """
+        packed = self._packed(input_ids_BT, attention_mask_BT)
+        spans = fit_spans(self._spans(packed, mode), packed.lengths_B, latents)
+        self.backbone.check_positions(_positions(packed, spans))
+        hidden_BTH = replay_rows(self.backbone, packed, spans, latents)
+        return self._output(hidden_BTH, tuple(latents), spans, packed)
+
+    def token_logprobs(
+        self,
+        hidden_BTH: Tensor,
+        input_ids_BT: Tensor,
+        temperature: float = 1.0,
+        where_BT: Tensor | None = None,
+    ) -> Tensor:
+        """log p(token t | before t) of every token, [B, T]; 0 in column 0 and where `where_BT` is 0.
+
+        The LM head runs in chunks, recomputed in the backward pass, so that the logits never take more
+        than `logits_mib` MiB (counted in float32, float64 for a float64 policy). Tokens must not be
+        left-padded here: column t is predicted from column t-1.
+        """
+        wanted_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if where_BT is None else where_BT.bool()
+        wanted_BT = wanted_BT.clone()
+        wanted_BT[:, 0] = False
+        hidden_NH = hidden_BTH[:, :-1][wanted_BT[:, 1:]]
+        targets_N = input_ids_BT.to(hidden_BTH.device)[wanted_BT]
+        wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
+        chunk = max(1, self.logits_mib * 2**20 // (self.model.get_output_embeddings().weight.shape[0] * wide.itemsize))
+
+        def chunk_logprobs(hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
+            logits_CV = self.backbone.head(hidden_CH).to(wide) / (temperature or 1.0)
+            return logits_CV.gather(1, targets_C[:, None]).squeeze(1) - logits_CV.logsumexp(-1)
+
+        pieces = [
+            checkpoint(chunk_logprobs, hidden_CH, targets_C, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else chunk_logprobs(hidden_CH, targets_C)
+            for hidden_CH, targets_C in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
+        ]
+        logprobs_BT = hidden_BTH.new_zeros(input_ids_BT.shape, dtype=wide)
+        return logprobs_BT.masked_scatter(wanted_BT, torch.cat(pieces)) if pieces else logprobs_BT
+
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: object) -> list[Rollout]:
+        """Sample one completion a prompt, in the order of the prompts. Options as for `iter_generate`."""
+        rollouts = dict(self.iter_generate(prompts, **options))
+        return [rollouts[index] for index in range(len(rollouts))]
+
+    def iter_generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        row_keys: Sequence[int] | None = None,
+        batch_rows: int = 256,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop_ids: Sequence[int] | None = None,
+        **options: object,
+    ) -> Iterator[tuple[int, Rollout]]:
+        """Yield (index of the prompt, rollout) as sequences finish.
+
+        Args:
+            prompts: texts, or token ids.
+            row_keys: one integer a prompt, naming its random stream; the index where None. A row's draws
+                depend on the seed and its key alone.
+            batch_rows: sequences decoded side by side.
+            max_new_tokens: positions a completion may take, discrete tokens plus latent steps.
+            temperature: 0 takes the most likely token.
+            top_p: nucleus.
+            top_k: 0 keeps the whole vocabulary.
+            stop_ids: the model's own where None.
+            options: min_new_tokens, seed, mode and policy_version of `DecodeOptions`.
+        """
+        ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        keys = list(range(len(ids))) if row_keys is None else list(row_keys)
+        if len(keys) != len(ids):
+            raise ValueError(f"row_keys: {len(keys)} given for {len(ids)} prompts")
+        if batch_rows < 1:
+            raise ValueError(f"batch_rows: given {batch_rows}, needed at least 1")
+        for index, prompt in enumerate(ids):
+            if not prompt:
+                raise ValueError(f"prompt {index} has no tokens")
+        decoding = DecodeOptions(
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids if stop_ids is None else tuple(stop_ids),
+            sampling=SamplingOptions(temperature, top_p, top_k),
+            **options,
+        )
+        self.backbone.check_positions(max((len(prompt) for prompt in ids), default=0) + max_new_tokens)
+        decoder = Decoder(self.backbone, self.projector, self.detector, decoding)
+        for start in range(0, len(ids), batch_rows):
+            batch = slice(start, start + batch_rows)
+            for index, rollout in decoder.run(ids[batch], keys[batch]):
+                yield start + index, rollout
+
+    def scale_ratio(self, latents: Sequence[Tensor] | Tensor) -> float:
+        """rms(latent) / rms(embedding): near 1 where latents look like inputs; nan without latents."""
+        rows = [latents] if isinstance(latents, Tensor) else [row for row in latents if len(row)]
+        if not rows:
+            return float("nan")
+        squares = torch.cat([row.detach().float().pow(2).flatten() for row in rows])
+        return squares.mean().sqrt().item() / self.backbone.embedding_rms()
+
+    def _packed(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> PackedRows:
+        return pack_rows(input_ids_BT.to(self.device), attention_mask_BT.to(self.device))
+
+    def _spans(self, packed: PackedRows, mode: LatentMode) -> list[Spans]:
+        if mode == "zero":
+            return [()] * packed.ids_BT.shape[0]
+        columns = torch.arange(packed.ids_BT.shape[1], device=packed.ids_BT.device)
+        found = self.detector.find_batch(packed.ids_BT, (columns < packed.lengths_B[:, None]).long())
+        return [tuple(spans) for spans in found]
+
+    def _output(
+        self, hidden_BTH: Tensor, latents: tuple[Tensor, ...], spans: Sequence[Spans], packed: PackedRows
+    ) -> TokenOutput:
+        """Back from right-packed tokens to the columns of the input."""
+        columns = torch.arange(packed.ids_BT.shape[1], device=packed.ids_BT.device)
+        right_padded = (packed.rank_BT == columns) | (columns >= packed.lengths_B[:, None])
+        if not right_padded.all():
+            hidden_BTH = gather_positions(hidden_BTH, packed.rank_BT)
+        return TokenOutput(hidden_BTH, latents, tuple(spans), self.backbone.head)
+
+
+def _positions(packed: PackedRows, spans: Sequence[Spans]) -> int:
+    """Longest row in positions, latents included."""
+    lengths = packed.lengths_B.tolist()
+    return max(n + sum(span.steps for span in row) for n, row in zip(lengths, spans, strict=True))
+
+
+def _wanted_fields(
+    found: ProjectorFields | None, layers: int | None, max_latent_steps: int | None, kind: ProjectorKind | None
+) -> ProjectorFields:
+    """What the caller asked for, completed by the checkpoint's own or the defaults; conflicts are refused."""
+    if found is None:
+        return ProjectorFields(
+            DEFAULT_PROJECTOR_LAYERS if layers is None else layers,
+            DEFAULT_MAX_LATENT_STEPS if max_latent_steps is None else max_latent_steps,
+            kind or "paper",
+        )
+    if layers not in (None, found.layers) or kind not in (None, found.kind):
+        raise ValueError(
+            f"the checkpoint holds a `{found.kind}` projector of {found.layers} blocks, "
+            f"asked for: `{kind or found.kind}` of {layers or found.layers}; "
+            "leave both out, or start from the plain base model"
+        )
+    return ProjectorFields(found.layers, max_latent_steps or found.max_latent_steps, found.kind)

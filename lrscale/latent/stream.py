@@ -1,0 +1,96 @@
+"""Feeding text and latents to the model in turns, behind one KV cache: what expand and generate share.
+
+Legend: B rows, K positions fed now, S cache slots, H hidden width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
+
+from lrscale.latent.backbone import AttentionMask, Backbone
+from lrscale.latent.kv_cache import GrowingLayer, PieceLayer, cache_of
+
+
+class LatentStream:
+    """Rows that advance side by side, each at its own position.
+
+    All rows write the same cache slots; where a row has nothing to feed it writes a hole,
+    which no query ever sees. `hidden_BH` is the hidden state at each row's latest real position.
+    """
+
+    def __init__(self, backbone: Backbone, rows: int) -> None:
+        self.backbone = backbone
+        self._grad = torch.is_grad_enabled()
+        self._cache = cache_of(GrowingLayer, backbone.layers)
+        self._pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(backbone.layers)]
+        device = backbone.device
+        self._key_position_BS = torch.zeros(rows, 0, dtype=torch.long, device=device)
+        self._key_valid_BS = torch.zeros(rows, 0, dtype=torch.bool, device=device)
+        self.position_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self.hidden_BH = torch.zeros(rows, backbone.hidden_size, dtype=backbone.dtype, device=device)
+
+    @property
+    def slots(self) -> int:
+        """Cache slots used so far, holes included."""
+        return self._key_valid_BS.shape[1]
+
+    def feed(self, embeds_BKH: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Append the first `lengths_B` of K positions of every row (all K where None).
+
+        Returns:
+            [B, K, H] hidden states after the final norm; meaningless behind a row's length.
+        """
+        rows, fed = embeds_BKH.shape[:2]
+        offset_K = torch.arange(fed, device=embeds_BKH.device)
+        if lengths_B is None:
+            valid_BK = torch.ones(rows, fed, dtype=torch.bool, device=embeds_BKH.device)
+            lengths_B = torch.full_like(self.position_B, fed)
+        else:
+            valid_BK = offset_K < lengths_B[:, None]
+        # A hole stands at the row's last real position, so that every query sees at least one key.
+        last_B = (self.position_B + lengths_B - 1).clamp(min=0)
+        position_BK = torch.minimum(self.position_B[:, None] + offset_K, last_B[:, None])
+        self._key_position_BS = torch.cat([self._key_position_BS, position_BK], dim=1)
+        self._key_valid_BS = torch.cat([self._key_valid_BS, valid_BK], dim=1)
+        mask = self.backbone.attention_mask(position_BK, self._key_position_BS, self._key_valid_BS)
+        hidden_BKH = self._forward(embeds_BKH, mask, position_BK)
+        newest_BH = hidden_BKH[torch.arange(rows, device=hidden_BKH.device), (lengths_B - 1).clamp(min=0)]
+        self.hidden_BH = torch.where((lengths_B > 0)[:, None], newest_BH, self.hidden_BH)
+        self.position_B = self.position_B + lengths_B
+        return hidden_BKH
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, in this order; a row may be taken several times. Inference only."""
+        self._cache.batch_select_indices(rows)
+        self._key_position_BS = self._key_position_BS[rows]
+        self._key_valid_BS = self._key_valid_BS[rows]
+        self.position_B = self.position_B[rows]
+        self.hidden_BH = self.hidden_BH[rows]
+
+    def _forward(self, embeds_BKH: Tensor, mask: AttentionMask, position_BK: Tensor) -> Tensor:
+        if not self._grad:
+            return self.backbone.forward_cached(embeds_BKH, mask, position_BK, self._cache)
+        flat = [tensor for layer in self._pieces for piece in layer for tensor in piece]
+        arguments = (embeds_BKH, mask, position_BK, *flat)
+        if self.backbone.checkpoints_layers:
+            hidden_BKH, *fresh = checkpoint(self._forward_pieces, *arguments, use_reentrant=False)
+        else:
+            hidden_BKH, *fresh = self._forward_pieces(*arguments)
+        for layer, pieces in enumerate(self._pieces):
+            pieces.append((fresh[2 * layer], fresh[2 * layer + 1]))
+        return hidden_BKH
+
+    def _forward_pieces(
+        self, embeds_BKH: Tensor, mask: AttentionMask, position_BK: Tensor, *flat: Tensor
+    ) -> tuple[Tensor, ...]:
+        """A pure function of its tensors, as activation checkpointing needs it. Returns hidden, k_0, v_0, k_1 ..."""
+        a_layer = len(flat) // self.backbone.layers
+        layers = [
+            PieceLayer(list(zip(part[::2], part[1::2], strict=True)))
+            for part in (flat[i * a_layer : (i + 1) * a_layer] for i in range(self.backbone.layers))
+        ]
+        hidden_BKH = self.backbone.forward_cached(embeds_BKH, mask, position_BK, Cache(layers=layers))
+        return hidden_BKH, *(tensor for layer in layers for tensor in layer.fresh)
