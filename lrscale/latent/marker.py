@@ -159,9 +159,9 @@ class MarkerDetector:
         if not exact:
             read = b"".join(map(self.token_bytes, encoded)).decode(errors="replace")
             raise ValueError(
-                f"{type(self.tokenizer).__name__} cannot write the marker {text!r}: encoded, it reads {read!r}. Add the tags "
-                f"as tokens, tokenizer.add_tokens({[OPEN_TAG, CLOSE_TAG]}, special_tokens=True), and resize the model's "
-                "embeddings; the ten digits must be in the vocabulary"
+                f"{type(self.tokenizer).__name__} cannot write the marker {text!r}: encoded, it reads {read!r}. Add "
+                f"the tags as tokens, tokenizer.add_tokens({[OPEN_TAG, CLOSE_TAG]}, special_tokens=True), and resize "
+                "the model's embeddings; the ten digits must be in the vocabulary"
             )
         return min(exact, key=lambda ids: sum(len(self.token_bytes(i)) for i in ids))  # without spaces, if one is
 

@@ -56,8 +56,8 @@ def _token_to_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenToBytes:
     if hasattr(tokenizer, "sp_model"):
         return lambda token: _byte_fallback(token.replace(SPACE_MARK, " "))
     raise ValueError(
-        f"cannot tell which bytes the tokens of {type(tokenizer).__name__} stand for: it is neither a `tokenizers` nor a "
-        "SentencePiece tokenizer; load the model's tokenizer.json (AutoTokenizer with use_fast=True)"
+        f"cannot tell which bytes the tokens of {type(tokenizer).__name__} stand for: it is neither a `tokenizers` "
+        "nor a SentencePiece tokenizer; load the model's tokenizer.json (AutoTokenizer with use_fast=True)"
     )
 
 
@@ -90,8 +90,8 @@ def _from_decoder(steps: list[dict[str, Any]], owner: str) -> TokenToBytes:
         rewrite = _rewrite(step)
         if rewrite is None or to_bytes is not str.encode:
             raise ValueError(
-                f"{owner} decodes with {[step['type'] for step in steps]}, and {kind} there is not supported: the bytes of a "
-                "token cannot be told; use a byte-level BPE or SentencePiece tokenizer"
+                f"{owner} decodes with {[step['type'] for step in steps]}, and {kind} there is not supported: the bytes "
+                "of a token cannot be told; use a byte-level BPE or SentencePiece tokenizer"
             )
         rewrites.append(rewrite)
 
