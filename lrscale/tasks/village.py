@@ -72,13 +72,16 @@ def _introduction(rng: random.Random, characters: int) -> list[Event]:
 
 
 def _draw(rng: random.Random, state: _State, *, last: bool) -> Event:
-    possible = {kind: choices for kind in _WEIGHTS if (choices := _possible(kind, state))}
-    if last:
-        # The last event is a claim that could be made wrong, so that every story has room for an error.
-        refutable = {kind: [e for e in choices if _false_claims(e, state)] for kind, choices in possible.items()}
-        possible = {kind: choices for kind, choices in refutable.items() if choices}
-    kind = rng.choices(list(possible), [_WEIGHTS[kind] for kind in possible])[0]
-    return rng.choice(possible[kind])
+    kinds = dict(_WEIGHTS)
+    while True:
+        kind = rng.choices(list(kinds), list(kinds.values()))[0]
+        choices = _possible(kind, state)
+        if last:
+            # The last event is a claim that could be made wrong, so that every story has room for an error.
+            choices = [event for event in choices if _false_claims(event, state)]
+        if choices:
+            return rng.choice(choices)
+        del kinds[kind]  # waiting is always possible, and can always be made wrong: some kind is left
 
 
 def _possible(kind: str, state: _State) -> list[Event]:
