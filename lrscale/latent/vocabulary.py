@@ -90,8 +90,8 @@ def _from_decoder(steps: list[dict[str, Any]], owner: str) -> TokenToBytes:
         rewrite = _rewrite(step)
         if rewrite is None or to_bytes is not str.encode:
             raise ValueError(
-                f"{owner} decodes with {[step['type'] for step in steps]}, and {kind} there is not supported: the bytes "
-                "of a token cannot be told; use a byte-level BPE or SentencePiece tokenizer"
+                f"{owner} decodes with {[step['type'] for step in steps]}, and {kind} there is not supported: the "
+                "bytes of a token cannot be told; use a byte-level BPE or SentencePiece tokenizer"
             )
         rewrites.append(rewrite)
 
