@@ -92,6 +92,8 @@ def _weight_files(path: str) -> list[str]:
 def save_model(model: PreTrainedModel, projector: ReasoningProjector, fields: ProjectorFields, folder: Path) -> None:
     """Write config and sharded safetensors of model and projector together."""
     fields.write(model.config)
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     if model.generation_config is not None:

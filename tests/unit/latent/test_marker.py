@@ -165,11 +165,24 @@ def test_special_and_unknown_ids_break_a_marker() -> None:
         for cut in range(1, len(ids)):
             broken = [*ids[:cut], barrier, *ids[cut:]]
             assert detector.find(broken) == []
-            assert not detector.advance(torch.zeros(len(broken), dtype=torch.long), torch.tensor(broken))[1].any()
         assert detector.find([barrier, *ids, barrier, *ids]) == [
             LatentSpan(len(ids), 5),
             LatentSpan(2 * len(ids) + 1, 5),
         ]
+
+
+@pytest.mark.parametrize("barrier", [-100, -1, 4, 5, 10**6])
+def test_ids_out_of_range_are_not_read_as_the_nearest_token(barrier: int) -> None:
+    """Locks out clamping: here the first and the last id are digits, so a clamped id would make a marker."""
+    detector = MarkerDetector(tokenizer_of([b"5", OPEN_TAG.encode(), CLOSE_TAG.encode(), b"6"], eos=None))
+    for middle, expected in ((0, 5), (3, 6), (barrier, 0)):
+        ids = [1, middle, 2]
+        states, state = torch.tensor([detector.initial_state]), detector.initial_state
+        for token in ids:
+            states, steps = detector.advance(states, torch.tensor([token]))
+            state, steps_one = detector.advance_one(state, token)
+        assert (steps.item(), steps_one) == (expected, expected)
+        assert detector.find(ids) == ([LatentSpan(2, expected)] if expected else [])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -127,12 +127,12 @@ def tokenizer_named(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def tokenizer_of(tokens: Sequence[bytes]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer whose token i stands for the bytes tokens[i]; EOS is the id behind them."""
+def tokenizer_of(tokens: Sequence[bytes], eos: str | None = EOS) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer whose token i stands for the bytes tokens[i]; `eos` is the id behind them."""
     character = {byte: char for char, byte in byte_level_alphabet().items()}
     vocabulary = {"".join(character[byte] for byte in token): i for i, token in enumerate(tokens)}
     assert len(vocabulary) == len(tokens)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos)

@@ -1,0 +1,203 @@
+"""expand and replay against the plainest loop, in float64 and float32, with live and dead projectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.unit.latent.plain_loop import plain_expand, plain_logprobs
+from tests.unit.latent.tiny_models import ARCHITECTURES, live_policy, padded, random_rows
+
+SPANS = [[(5, 3), (14, 1)], [], [(0, 2), (9, 5), (20, 1)], [(21, 4)], [(7, 1), (10, 2)]]
+"""Different numbers of markers at different places; the first row starts late, the third at once."""
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def policy(request):
+    return live_policy(request.param)
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_logits_and_latents_equal_the_plain_loop(policy, side):
+    rows = random_rows(policy, SPANS, 24)
+    ids, mask = padded(rows, side)
+    with torch.no_grad():
+        expanded = policy.expand(ids, mask)
+        replayed = policy.replay(ids, mask, expanded.latents)
+        for row, values in enumerate(rows):
+            logits, latents = plain_expand(policy, values)
+            assert torch.allclose(expanded.latents[row], latents, atol=1e-9, rtol=0)
+            for out in (expanded, replayed):
+                assert torch.allclose(out.logits_BTV[row][mask[row].bool()], logits, atol=1e-9, rtol=0)
+
+
+def test_zeroed_latents_fail_the_same_comparison(policy):
+    """The control: were the projector dead, every test here would pass whatever expand does."""
+    ids, mask = padded(random_rows(policy, SPANS, 24), "right")
+    with torch.no_grad():
+        expanded = policy.expand(ids, mask)
+        zeroed = policy.replay(ids, mask, [latents * 0 for latents in expanded.latents])
+    gap = (expanded.logits_BTV - zeroed.logits_BTV)[0][mask[0].bool()].abs().max().item()
+    assert 0.1 < policy.scale_ratio(expanded.latents) < 10
+    assert gap > 1e-2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_projector_gradients_flow_through_the_whole_chain(policy, checkpointing):
+    """Locks out latents detached between steps, cut caches, and checkpointing that drops the cache."""
+    rows = random_rows(policy, SPANS, 24)
+    ids, mask = padded(rows, "right")
+    policy.model.requires_grad_(False)
+    if checkpointing:
+        policy.model.gradient_checkpointing_enable()
+    out = policy.expand(ids, mask)
+    loss = policy.token_logprobs(out.hidden_BTH, ids, where_BT=mask).sum()
+    loss.backward()
+    got = [parameter.grad.clone() for parameter in policy.projector.parameters()]
+    policy.projector.zero_grad()
+    policy.model.gradient_checkpointing_disable()
+    plain = sum(plain_logprobs(plain_expand(policy, values)[0], values).sum() for values in rows)
+    plain.backward()
+    wanted = [parameter.grad for parameter in policy.projector.parameters()]
+    assert abs((loss - plain).item()) < 1e-8
+    assert max(relative(a, b) for a, b in zip(got, wanted, strict=True)) < 1e-8
+    assert min(b.abs().max().item() for b in wanted) > 1e-6
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_base_gradients_of_replay_equal_the_plain_loop(policy, checkpointing):
+    rows = random_rows(policy, SPANS, 24)
+    ids, mask = padded(rows, "right")
+    with torch.no_grad():
+        latents = policy.expand(ids, mask).latents
+    policy.model.zero_grad()
+    if checkpointing:
+        policy.model.gradient_checkpointing_enable()
+    out = policy.replay(ids, mask, latents)
+    policy.token_logprobs(out.hidden_BTH, ids, where_BT=mask).sum().backward()
+    got = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+    policy.model.zero_grad()
+    policy.model.gradient_checkpointing_disable()
+    for values, fixed in zip(rows, latents, strict=True):
+        plain_logprobs(plain_expand(policy, values, fixed)[0], values).sum().backward()
+    for name, parameter in policy.model.named_parameters():
+        if parameter.grad is not None:
+            assert relative(got[name], parameter.grad) < 1e-8, name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float32_stays_close_to_the_plain_loop(architecture):
+    policy = live_policy(architecture, torch.float32)
+    rows = random_rows(policy, SPANS, 24)
+    ids, mask = padded(rows, "right")
+    with torch.no_grad():
+        expanded = policy.expand(ids, mask)
+        replayed = policy.replay(ids, mask, expanded.latents)
+        for row, values in enumerate(rows):
+            logits, _ = plain_expand(policy, values)
+            scale = logits.abs().max()
+            for out in (expanded, replayed):
+                assert (out.logits_BTV[row, : len(values)] - logits).abs().max() / scale < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen3"])
+def test_sliding_windows_count_positions_not_cache_slots(architecture):
+    """Rows of a batch leave holes in the cache; a window that counted slots would look too near."""
+    overrides = {"sliding_window": 8}
+    if architecture == "qwen3":
+        overrides |= {"use_sliding_window": True, "max_window_layers": 1}
+    policy = live_policy(architecture, **overrides)
+    rows = random_rows(policy, SPANS, 24)
+    ids, mask = padded(rows, "right")
+    with torch.no_grad():
+        out = policy.expand(ids, mask)
+        for row, values in enumerate(rows):
+            logits, _ = plain_expand(policy, values)
+            assert torch.allclose(out.logits_BTV[row, : len(values)], logits, atol=1e-9, rtol=0)
+
+
+def test_eager_attention_gives_the_same_numbers():
+    policy = live_policy("llama")
+    ids, mask = padded(random_rows(policy, SPANS, 24), "left")
+    with torch.no_grad():
+        sdpa = policy.expand(ids, mask).logits_BTV
+        policy.model.set_attn_implementation("eager")
+        eager = policy.expand(ids, mask).logits_BTV
+    # transformers' eager attention takes its softmax in float32 whatever the model's dtype
+    assert torch.allclose(sdpa[mask.bool()], eager[mask.bool()], atol=1e-4, rtol=0)
+
+
+def test_normalised_projector_keeps_the_scale_of_embeddings():
+    policy = live_policy("llama", projector_kind="normalised")
+    ids, mask = padded(random_rows(policy, SPANS, 24), "right")
+    with torch.no_grad():
+        out = policy.expand(ids, mask)
+    assert 0.5 < policy.scale_ratio(out.latents) < 2
+
+
+def test_modes_zero_and_shuffled(policy):
+    ids, mask = padded(random_rows(policy, SPANS, 24), "right")
+    with torch.no_grad():
+        real, zero, shuffled = (policy.expand(ids, mask, mode) for mode in ("real", "zero", "shuffled"))
+        plain_text = policy.model(input_ids=ids[:1, : int(mask[0].sum())]).logits[0]
+    assert all(len(latents) == 0 for latents in zero.latents)
+    assert torch.allclose(zero.logits_BTV[0, : len(plain_text)], plain_text, atol=1e-9, rtol=0)
+    assert [len(a) for a in shuffled.latents] == [len(a) for a in real.latents]
+    assert not torch.allclose(shuffled.latents[0], real.latents[0])
+
+
+def test_shuffled_needs_a_second_row(policy):
+    ids, mask = padded(random_rows(policy, SPANS[:1], 24), "right")
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        policy.expand(ids, mask, "shuffled")
+
+
+def test_replay_takes_runs_that_a_limit_cut_and_refuses_any_other_number(policy):
+    rows = random_rows(policy, [[(5, 3)], [(5, 2)]], 9)
+    rows = [rows[0] + policy.marker_ids(4), rows[1]]
+    ids, mask = padded(rows, "right")
+    with torch.no_grad():
+        latents = list(policy.expand(ids, mask).latents)
+        whole = policy.replay(ids, mask, latents).logits_BTV
+        cut = policy.replay(ids, mask, [latents[0][:4], latents[1]]).logits_BTV
+    assert torch.allclose(whole[0, : len(rows[0]) - 1], cut[0, : len(rows[0]) - 1], atol=1e-9)
+    with pytest.raises(ValueError, match="row 1: 1 latents given, its markers ask for 2"):
+        policy.replay(ids, mask, [latents[0], latents[1][:1]])
+    with pytest.raises(ValueError, match="row 0: 2 latents given"):
+        policy.replay(ids, mask, [latents[0][:2], latents[1]])
+    with pytest.raises(ValueError, match="row 1: 3 latents given"):
+        policy.replay(ids, mask, [latents[0], torch.cat([latents[1], latents[1][:1]])])
+
+
+def test_empty_rows_and_too_many_positions_are_refused(policy):
+    with pytest.raises(ValueError, match="row 1 has no tokens"):
+        policy.expand(torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 1], [0, 0, 0]]))
+    with pytest.raises(ValueError, match="600 positions.*the model has 512"):
+        policy.expand(torch.full((1, 600), 70), torch.ones(1, 600))
+
+
+def test_chunked_head_bounds_logits_and_changes_nothing(policy, monkeypatch):
+    """Logits of a 150k vocabulary are what runs out of memory first: no chunk may pass the limit."""
+    ids, mask = padded(random_rows(policy, SPANS, 24), "right")
+    policy.model.requires_grad_(False)
+    sizes = []
+    head = policy.backbone.head
+
+    def measured(hidden):
+        logits = head(hidden)
+        sizes.append(logits.numel() * logits.element_size())
+        return logits
+
+    out = policy.expand(ids, mask)
+    whole = policy.token_logprobs(out.hidden_BTH, ids, where_BT=mask)
+    monkeypatch.setattr(policy.backbone, "head", measured)
+    policy.logits_mib = 1
+    rows = out.hidden_BTH.repeat(1, 20, 1), ids.repeat(1, 20)
+    policy.token_logprobs(*rows).sum().backward()
+    assert len(sizes) > 4 and max(sizes) <= 2**20
+    assert torch.allclose(policy.token_logprobs(out.hidden_BTH, ids, where_BT=mask), whole, atol=1e-12)
+    assert whole[1, 1].item() == pytest.approx(out.logits_BTV[1, 0].log_softmax(-1)[ids[1, 1]].item(), abs=1e-12)
