@@ -1,0 +1,1 @@
+"""The trainer's engines, checkpoints and trackers: the only importer of accelerate and deepspeed."""

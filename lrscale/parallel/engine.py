@@ -1,0 +1,103 @@
+"""What stages ask of the trainer, whichever way it is sharded.
+
+A stage trains one parameter group at a time, in turns: `projector` in stage 2 and every refresh,
+`base` in RL. Both groups keep their optimizer state from turn to turn.
+
+    with engine.training("base"):
+        for micro_batch in micro_batches:
+            engine.backward(loss(micro_batch))      # normalised over the whole update: they add up
+        grad_norm = engine.step("base", learning_rate=..., max_grad_norm=...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lrscale.config.cluster import ParallelConfig
+from lrscale.config.optimisation import OptimisationConfig
+from lrscale.parallel.ranks import Ranks, set_threads
+
+if TYPE_CHECKING:
+    from lrscale.latent import LatentPolicy
+
+ParameterGroup = Literal["base", "projector"]
+GROUPS: tuple[ParameterGroup, ...] = ("base", "projector")
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite. Raised before any weight of the update has moved."""
+
+
+class Engine(Protocol):
+    """A policy that can be trained."""
+
+    policy: LatentPolicy
+    ranks: Ranks
+    device: torch.device
+
+    def training(self, group: ParameterGroup) -> AbstractContextManager[None]:
+        """Within it only this group takes gradients and is in train() mode; restored afterwards."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the loss's gradients to those of the update. Raises NonFiniteError for a loss that is not finite."""
+        ...
+
+    def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:
+        """Clips, steps, clears the gradients; returns the gradient norm before clipping.
+
+        Raises NonFiniteError before any weight moves where the norm is not finite.
+        """
+        ...
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """The same tensor summed over all ranks, detached."""
+        ...
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters, one by one, under their names in a checkpoint of the Hugging Face layout."""
+        ...
+
+    def state_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What `save` writes, by file stem: weights and optimizer state."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Weights and optimizer states, exactly, into an existing folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Restores `save`'s state bit for bit; groups without saved optimizer state start afresh."""
+        ...
+
+    def reset_optimizer(self, group: ParameterGroup) -> None:
+        """Forgets the group's optimizer state; the weights stay."""
+        ...
+
+    def offload_states(self) -> None:
+        """Makes room on the accelerator while sequences are decoded."""
+        ...
+
+    def reload_states(self) -> None:
+        """Undoes `offload_states`."""
+        ...
+
+
+def build_engine(policy: LatentPolicy, *, parallel: ParallelConfig, optimisation: OptimisationConfig) -> Engine:
+    """The engine of `parallel.kind`. Raises ValueError for kinds that this release does not have."""
+    if parallel.kind != "single":
+        raise ValueError(
+            f"parallel.kind is {parallel.kind}, which comes with a later release; "
+            "this one trains in one process: set parallel.kind: single"
+        )
+    # here, because single.py needs the names above
+    from lrscale.parallel.single import SingleEngine
+
+    set_threads(parallel.threads)
+    return SingleEngine(policy, optimisation, ranks=Ranks.from_environment())

@@ -1,0 +1,54 @@
+"""Which process this is, as the launcher says in environment variables. The only reader of os.environ."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Rank within the node: the index of its GPU."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size or self.local_rank < 0:
+            raise ValueError(
+                f"RANK={self.rank}, LOCAL_RANK={self.local_rank}, WORLD_SIZE={self.world_size}: "
+                "needed 0 <= RANK < WORLD_SIZE and LOCAL_RANK >= 0; start with `lrscale launch` or `accelerate launch`"
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once: metrics, checkpoints' manifests, reports."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """RANK, WORLD_SIZE and LOCAL_RANK as torchrun and accelerate set them; one process without them."""
+        return cls(rank=_integer("RANK", 0), world_size=_integer("WORLD_SIZE", 1), local_rank=_integer("LOCAL_RANK", 0))
+
+
+def set_threads(threads: int | None) -> None:
+    """CPU threads torch uses in this process; None leaves torch's own choice."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"threads: given {threads}, needed at least 1, or null for all cores")
+    torch.set_num_threads(threads)
+
+
+def _integer(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"environment variable {name}={text!r}: needed an integer, or unset it") from None

@@ -1,0 +1,171 @@
+"""The engine of one process on one device: plain torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lrscale.config.optimisation import OptimisationConfig
+from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
+from lrscale.parallel.optimizer import GroupOptimizer
+from lrscale.parallel.ranks import Ranks
+from lrscale.parallel.tensor_files import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from lrscale.latent import LatentPolicy
+
+PROJECTOR_PREFIX = "reasoning_projector."
+"""The projector's names in a checkpoint; those of the base model stand as they are."""
+
+_FORMAT = 1
+_OPTIMIZER_FILE = "optimizer-{group}"
+
+
+class SingleEngine:
+    """See `lrscale.parallel.engine.Engine`. Raises ValueError when it is one process of several."""
+
+    def __init__(self, policy: LatentPolicy, optimisation: OptimisationConfig, *, ranks: Ranks) -> None:
+        if ranks.world_size != 1:
+            raise ValueError(
+                f"parallel.kind single runs as one process, but WORLD_SIZE is {ranks.world_size}; start one process"
+            )
+        self.policy = policy
+        self.ranks = ranks
+        self.device: torch.device = next(policy.model.parameters()).device
+        self._config = optimisation
+        self._optimizers: dict[ParameterGroup, GroupOptimizer] = {}
+
+    @contextmanager
+    def training(self, group: ParameterGroup) -> Iterator[None]:
+        optimizer = self._optimizer(group)
+        trained = {id(parameter) for parameter in optimizer.parameters.values()}
+        required = [(parameter, parameter.requires_grad) for parameter in self.policy.parameters()]
+        modes = [(module, module.training) for module in self.policy.modules()]
+        for parameter, _ in required:
+            parameter.requires_grad_(id(parameter) in trained)
+        self.policy.eval()
+        self._module(group).train()
+        try:
+            yield
+        except BaseException:
+            optimizer.clear_gradients()  # half an update's gradients must not reach the next one
+            raise
+        finally:
+            for parameter, before in required:
+                parameter.requires_grad_(before)
+            for module, before in modes:
+                module.training = before
+
+    def backward(self, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(f"loss is {float(loss.detach())} on rank {self.ranks.rank}; no weight was changed")
+        loss.backward()
+
+    def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:
+        try:
+            return self._optimizer(group).step(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{group}, rank {self.ranks.rank}: {error}") from None
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        return value.detach().clone()
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for group in GROUPS:
+            for name, parameter in self._named_parameters(group):
+                yield name, parameter.detach()
+
+    def state_tensors(self) -> dict[str, dict[str, Tensor]]:
+        files = {"weights": self._weights()}
+        for group, optimizer in self._optimizers.items():
+            files[_OPTIMIZER_FILE.format(group=group)] = optimizer.state_tensors()
+        return files
+
+    def save(self, folder: Path) -> None:
+        files = self.state_tensors()
+        for stem, tensors in files.items():
+            write_tensors(folder / f"{stem}.safetensors", tensors)
+        facts = {"format": _FORMAT, "kind": "single", "files": sorted(files)}
+        (folder / "engine.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        facts = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
+        if facts["format"] != _FORMAT or facts["kind"] != "single":
+            raise ValueError(
+                f"{folder} holds format {facts['format']} of engine {facts['kind']}, this is format {_FORMAT} of "
+                "engine single; resume it with the lrscale and the parallel.kind that wrote it"
+            )
+        weights = self._weights()
+        saved = read_tensors(folder / "weights.safetensors")
+        _check_fit(saved, weights, folder)
+        for group in GROUPS:
+            self.reset_optimizer(group)
+        for name, tensor in weights.items():
+            tensor.copy_(saved[name])
+        for group in GROUPS:
+            stem = _OPTIMIZER_FILE.format(group=group)
+            if stem in facts["files"]:
+                tensors = read_tensors(folder / f"{stem}.safetensors")
+                self._optimizer(group).load_state_tensors(tensors)
+
+    def reset_optimizer(self, group: ParameterGroup) -> None:
+        """Moments and master copies go: the next step starts from the weights as they read now."""
+        optimizer = self._optimizers.pop(group, None)
+        if optimizer is not None:
+            optimizer.close()
+
+    def offload_states(self) -> None:
+        """Nothing to do: one process decodes and trains on the same weights."""
+
+    def reload_states(self) -> None:
+        """Nothing to do: see `offload_states`."""
+
+    def _optimizer(self, group: ParameterGroup) -> GroupOptimizer:
+        if group not in self._optimizers:
+            self._optimizers[group] = GroupOptimizer(self._named_parameters(group), self._config)
+        return self._optimizers[group]
+
+    def _module(self, group: ParameterGroup) -> nn.Module:
+        if group not in GROUPS:
+            raise ValueError(f"parameter group: given {group!r}, allowed are {GROUPS}")
+        return self.policy.model if group == "base" else self.policy.projector
+
+    def _named_parameters(self, group: ParameterGroup) -> Iterator[tuple[str, nn.Parameter]]:
+        """Tied parameters once, under their first name."""
+        prefix = "" if group == "base" else PROJECTOR_PREFIX
+        for name, parameter in self._module(group).named_parameters():
+            yield prefix + name, parameter
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Parameters once each, and the buffers that belong to the state; the live tensors, not copies."""
+        tensors: dict[str, Tensor] = {}
+        for group in GROUPS:
+            module, prefix = self._module(group), "" if group == "base" else PROJECTOR_PREFIX
+            tensors.update((name, parameter.detach()) for name, parameter in self._named_parameters(group))
+            every_name = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+            state = module.state_dict()
+            tensors.update((prefix + name, value) for name, value in state.items() if name not in every_name)
+        return tensors
+
+
+def _check_fit(saved: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:
+    problems = [f"{name}: missing" for name in weights if name not in saved]
+    problems += [f"{name}: not in the model" for name in saved if name not in weights]
+    for name, tensor in weights.items():
+        other = saved.get(name, tensor)
+        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            problems.append(
+                f"{name}: {list(other.shape)} {other.dtype} saved, {list(tensor.shape)} {tensor.dtype} in the model"
+            )
+    if problems:
+        raise ValueError(
+            f"the checkpoint {folder} does not fit the model ({len(problems)} tensors): {'; '.join(problems[:5])}. "
+            "Resume with the recipe that wrote it"
+        )

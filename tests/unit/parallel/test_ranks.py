@@ -1,0 +1,28 @@
+"""The launcher's environment variables."""
+
+import pytest
+
+from lrscale.parallel.ranks import Ranks, set_threads
+
+
+def test_from_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.from_environment() == Ranks(0, 1, 0) and Ranks().is_main
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Ranks.from_environment() == Ranks(5, 8, 1) and not Ranks(5, 8, 1).is_main
+
+
+def test_bad_values_are_named(monkeypatch):
+    """Locks out a typo in a job script that silently makes every process rank 0."""
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(ValueError, match="RANK='one'"):
+        Ranks.from_environment()
+    monkeypatch.setenv("RANK", "4")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="RANK < WORLD_SIZE"):
+        Ranks.from_environment()
+    with pytest.raises(ValueError, match="threads"):
+        set_threads(0)
