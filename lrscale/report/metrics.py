@@ -42,12 +42,16 @@ class MetricsLog:
         """
         for key in ("stage", "step"):
             if key not in metrics:
-                raise ValueError(f"metrics without {key!r}: given keys {sorted(metrics)}; every line needs stage and step")
+                raise ValueError(
+                    f"metrics without {key!r}: given keys {sorted(metrics)}; every line needs stage and step"
+                )
         _refuse_non_finite(metrics, where="")
         try:
             text = json.dumps(metrics, ensure_ascii=False, allow_nan=False)
         except TypeError as error:
-            raise ValueError(f"metrics hold a value JSON has no form for ({error}); give numbers, not tensors") from error
+            raise ValueError(
+                f"metrics hold a value JSON has no form for ({error}); give numbers, not tensors"
+            ) from error
         line = (text + "\n").encode()
         size = self._size()
         try:
@@ -84,7 +88,9 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _size(self) -> int:
@@ -102,7 +108,9 @@ class MetricsLog:
 
     def _write_failed(self, size: int, reason: str) -> OSError:
         self._file.truncate(size)
-        return OSError(f"cannot write {self.path}: {reason}. The file still ends with a whole line; free space and resume")
+        return OSError(
+            f"cannot write {self.path}: {reason}. The file still ends with a whole line; free space and resume"
+        )
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -131,7 +139,9 @@ def without_times(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def of_stage(metrics: Iterable[Mapping[str, Any]], stage: str, **equal: Any) -> list[Mapping[str, Any]]:
     """The lines of one stage whose keys have the given values, in order."""
     return [
-        line for line in metrics if line.get("stage") == stage and all(line.get(key) == want for key, want in equal.items())
+        line
+        for line in metrics
+        if line.get("stage") == stage and all(line.get(key) == want for key, want in equal.items())
     ]
 
 

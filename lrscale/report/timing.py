@@ -124,7 +124,9 @@ class StageProgress:
             self._print_plain()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._progress is None:
             if self._enabled and self._parent is None:
                 self._print_plain(ended=kind is None)

@@ -101,7 +101,11 @@ def test_without_times_drops_clocks_only():
 
 
 def test_of_stage_filters():
-    lines = [{"stage": "rl", "step": 1, "arm": "latent"}, {"stage": "rl", "step": 1, "arm": "discrete"}, {"stage": "x", "step": 1}]
+    lines = [
+        {"stage": "rl", "step": 1, "arm": "latent"},
+        {"stage": "rl", "step": 1, "arm": "discrete"},
+        {"stage": "x", "step": 1},
+    ]
     assert of_stage(lines, "rl", arm="latent") == lines[:1]
 
 
@@ -121,4 +125,8 @@ def test_wilson_interval_against_its_definition():
 def test_file_is_plain_json_lines(tmp_path):
     with MetricsLog(tmp_path / "m.jsonl") as log:
         log.append({"stage": "evaluate", "step": 0, "marker_histogram": {"0": 3}})
-    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"stage": "evaluate", "step": 0, "marker_histogram": {"0": 3}}
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {
+        "stage": "evaluate",
+        "step": 0,
+        "marker_histogram": {"0": 3},
+    }

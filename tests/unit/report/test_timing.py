@@ -99,6 +99,8 @@ def test_step_line_and_duration():
          "latent_steps_mean": 8.0, "rollout_s": 1.2, "rollout_cpu_s": 1.1, "update_s": 0.9, "score_s": 0.0, "step_s": 2.2},
         total=160,
     )  # fmt: skip
-    expected = "latent   7/160  reward 0.500  accuracy 0.500  tokens 61.2  latent steps 8.00  | rollout 1.20 s, update 0.90 s"
+    expected = (
+        "latent   7/160  reward 0.500  accuracy 0.500  tokens 61.2  latent steps 8.00  | rollout 1.20 s, update 0.90 s"
+    )
     assert line == expected
     assert [duration(s) for s in (8.44, 59.99, 185, 7620)] == ["8.4 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]

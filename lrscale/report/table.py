@@ -1,0 +1,148 @@
+"""The closing table: the same cells in a terminal, in a log and in report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lrscale.report.runs import Run, arm_title, load_runs
+from lrscale.report.summary import (
+    ArmSummary,
+    Evaluation,
+    gain_sentence,
+    gains_kept,
+    heldout_losses,
+    heldout_sentence,
+    summarise,
+)
+
+MISSING = "–"  # noqa: RUF001 - an en dash is what stands for "none" in tables
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A table as text: all rows as long as the header; the first `text_columns` columns are words."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
+
+
+def summary_cells(arms: Sequence[ArmSummary]) -> Cells:
+    """Arm, accuracy before and after, tokens, latent steps, RL tokens, minutes; the run where there are several."""
+    several = len({id(arm.run) for arm in arms}) > 1
+    header = ("arm", "accuracy before, %", "accuracy after, %", "tokens", "latent steps", "RL tokens", "minutes")
+    rows = []
+    for arm in arms:
+        row = (
+            arm_title(arm.arm),
+            _accuracy(arm.before),
+            _accuracy(arm.after) if arm.after else f"step {arm.rl_steps}" if arm.rl_steps else MISSING,
+            _change(arm, "tokens_mean"),
+            _change(arm, "latent_steps_mean"),
+            count(arm.train_tokens),
+            MISSING if arm.minutes is None else f"{arm.minutes:.1f}",
+        )
+        rows.append((arm.run.label, *row) if several else row)
+    return Cells(("run", *header) if several else header, tuple(rows), 2 if several else 1)
+
+
+def heldout_cells(run: Run) -> Cells:
+    """Held-out losses real, zero and shuffled, with the paired differences and their standard errors."""
+    header = ("projector", "rows", "real", "zero", "shuffled", "real − zero", "real − shuffled")  # noqa: RUF001
+    rows = tuple(
+        (
+            "projector SFT" if item.arm is None else f"{arm_title(item.arm)}, refresh {item.refresh}",
+            count(item.rows),
+            _with_error(item.loss_real, item.loss_real_se),
+            _with_error(item.loss_zero, None),
+            _with_error(item.loss_shuffled, None),
+            _with_error(item.real_minus_zero, item.real_minus_zero_se, sign=True),
+            _with_error(item.real_minus_shuffled, item.real_minus_shuffled_se, sign=True),
+        )
+        for item in heldout_losses(run)
+    )
+    return Cells(header, rows)
+
+
+def print_summary(run_dirs: Iterable[Path | str], console: Console | None = None) -> None:
+    """Print the closing table and what may be said about it, to stderr; plain aligned text off a terminal.
+
+    Raises RunNotFound.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    runs = load_runs(run_dirs)
+    arms = summarise(runs)
+    if not arms:
+        _say(console, "Nothing to sum up yet: no arm has been evaluated.")
+        return
+    title = ", ".join(run.label if run.finished else f"{run.label} (not finished)" for run in runs)
+    _print_cells(console, summary_cells(arms), title)
+    _say(console, "Brackets: 95 % intervals. Tokens and latent steps: means a completion, before → after.")
+    for kept in gains_kept(arms):
+        _say(console, gain_sentence(kept))
+    for run in runs:
+        losses = heldout_losses(run)
+        if losses:
+            _print_cells(console, heldout_cells(run), f"Held-out loss after markers, {run.label}")
+            _say(console, heldout_sentence(losses[0]))
+
+
+def plain_table(cells: Cells) -> str:
+    """Columns aligned with spaces, two between them."""
+    lines = [cells.header, *cells.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(cells.header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < cells.text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def count(number: float | None) -> str:
+    """A count with thin thousands: 1,234,567; a dash for none."""
+    return MISSING if number is None else f"{number:,.0f}"
+
+
+def _print_cells(console: Console, cells: Cells, title: str) -> None:
+    if not console.is_terminal or console.width < 100:
+        _say(console, f"\n{title}\n{plain_table(cells)}")
+        return
+    table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
+    for column, name in enumerate(cells.header):
+        words = column < cells.text_columns
+        table.add_column(name, justify="left" if words else "right", no_wrap=True, style="cyan" if words else "")
+    for row in cells.rows:
+        table.add_row(*map(Text, row))
+    console.print()
+    console.print(table)
+
+
+def _say(console: Console, text: str) -> None:
+    # Off a terminal nothing is wrapped: a log keeps one sentence on one line.
+    console.print(Text(text), soft_wrap=not console.is_terminal or "\n" in text, highlight=False)
+
+
+def _accuracy(item: Evaluation | None) -> str:
+    if item is None:
+        return MISSING
+    return f"{100 * item.accuracy:.1f} [{100 * item.low:.1f}, {100 * item.high:.1f}]"
+
+
+def _change(arm: ArmSummary, field: str) -> str:
+    values = [MISSING if item is None else f"{getattr(item, field):.1f}" for item in (arm.before, arm.after)]
+    return MISSING if values == [MISSING, MISSING] else " → ".join(values)
+
+
+def _with_error(value: float | None, error: float | None, *, sign: bool = False) -> str:
+    if value is None:
+        return MISSING
+    text = f"{value:+.4f}" if sign else f"{value:.4f}"
+    return text if error is None else f"{text} ± {error:.4f}"
