@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from lrscale.config.base import PositiveInt, Section
 
@@ -28,5 +30,5 @@ class ProjectorConfig(Section):
     kind: Literal["paper", "normalised"] = "paper"
     """`paper`: stacked copies of the last MLP; `normalised`: RMS norm before each block and at the end, learned gain."""
     layers: PositiveInt = 3
-    max_latent_steps: PositiveInt = 32
+    max_latent_steps: Annotated[int, Field(ge=1, le=256)] = 32
     """A marker's number is clamped to [1, this]."""

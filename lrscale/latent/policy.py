@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from lrscale.latent.hf_layout import ProjectorFields, dtype_of, load_base, load_
 from lrscale.latent.layout import PackedRows, Spans, gather_positions, pack_rows
 from lrscale.latent.marker import MarkerDetector
 from lrscale.latent.projector import ProjectorKind, ReasoningProjector
-from lrscale.latent.replay import fit_spans, replay_rows
+from lrscale.latent.replay import fit_spans, projector_inputs, replay_rows
 from lrscale.latent.sampling import SamplingOptions
 from lrscale.records import Rollout
 
@@ -45,6 +46,32 @@ class TokenOutput:
     def logits_BTV(self) -> Tensor:
         """[B, T, V] all at once; `LatentPolicy.token_logprobs` is the way that bounds memory."""
         return self.head(self.hidden_BTH)
+
+
+class Generation(TypedDict, total=False):
+    """Options of `generate` and `iter_generate`; only `max_new_tokens` is required."""
+
+    max_new_tokens: Required[int]
+    """Positions a completion may take: discrete tokens plus latent steps."""
+    min_new_tokens: int
+    """No stop token is drawn before so many positions; 0 by default."""
+    temperature: float
+    """1 by default; 0 takes the most likely token."""
+    top_p: float
+    top_k: int
+    """0, the default, keeps the whole vocabulary."""
+    seed: int
+    row_keys: Sequence[int] | None
+    """One integer a prompt, naming its random stream; its index where None. A row's draws depend on the
+    seed and its key alone, not on what else is in the batch."""
+    stop_ids: Sequence[int] | None
+    """The model's own where None."""
+    mode: LatentMode
+    """`real` by default."""
+    policy_version: int
+    """Written into the rollouts."""
+    batch_rows: int
+    """Sequences decoded side by side; 256 by default."""
 
 
 class LatentPolicy(nn.Module):
@@ -185,6 +212,14 @@ class LatentPolicy(nn.Module):
         hidden_BTH = replay_rows(self.backbone, packed, spans, latents)
         return self._output(hidden_BTH, tuple(latents), spans, packed)
 
+    def projector_inputs(
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, latents: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """[L, H] a row: with `latents` replayed, the hidden states that the projector reads to make each of them."""
+        packed = self._packed(input_ids_BT, attention_mask_BT)
+        spans = fit_spans(self._spans(packed, "real"), packed.lengths_B, latents)
+        return projector_inputs(self.backbone, packed, spans, latents)
+
     def token_logprobs(
         self,
         hidden_BTH: Tensor,
@@ -219,40 +254,22 @@ class LatentPolicy(nn.Module):
         logprobs_BT = hidden_BTH.new_zeros(input_ids_BT.shape, dtype=wide)
         return logprobs_BT.masked_scatter(wanted_BT, torch.cat(pieces)) if pieces else logprobs_BT
 
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: object) -> list[Rollout]:
-        """Sample one completion a prompt, in the order of the prompts. Options as for `iter_generate`."""
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[Generation]) -> list[Rollout]:
+        """Sample one completion a prompt, in the order of the prompts. Options as in `Generation`."""
         rollouts = dict(self.iter_generate(prompts, **options))
         return [rollouts[index] for index in range(len(rollouts))]
 
     def iter_generate(
-        self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        *,
-        row_keys: Sequence[int] | None = None,
-        batch_rows: int = 256,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        stop_ids: Sequence[int] | None = None,
-        **options: object,
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[Generation]
     ) -> Iterator[tuple[int, Rollout]]:
-        """Yield (index of the prompt, rollout) as sequences finish.
+        """Yield (index of the prompt, rollout) as sequences finish. Prompts are texts or token ids.
 
-        Args:
-            prompts: texts, or token ids.
-            row_keys: one integer a prompt, naming its random stream; the index where None. A row's draws
-                depend on the seed and its key alone.
-            batch_rows: sequences decoded side by side.
-            max_new_tokens: positions a completion may take, discrete tokens plus latent steps.
-            temperature: 0 takes the most likely token.
-            top_p: nucleus.
-            top_k: 0 keeps the whole vocabulary.
-            stop_ids: the model's own where None.
-            options: min_new_tokens, seed, mode and policy_version of `DecodeOptions`.
+        Raises:
+            ValueError: an option out of its range, an empty prompt, or more positions than the model has.
         """
         ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-        keys = list(range(len(ids))) if row_keys is None else list(row_keys)
+        keys = list(options.get("row_keys") or range(len(ids)))
+        batch_rows = options.get("batch_rows", 256)
         if len(keys) != len(ids):
             raise ValueError(f"row_keys: {len(keys)} given for {len(ids)} prompts")
         if batch_rows < 1:
@@ -260,18 +277,29 @@ class LatentPolicy(nn.Module):
         for index, prompt in enumerate(ids):
             if not prompt:
                 raise ValueError(f"prompt {index} has no tokens")
-        decoding = DecodeOptions(
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.stop_ids if stop_ids is None else tuple(stop_ids),
-            sampling=SamplingOptions(temperature, top_p, top_k),
-            **options,
-        )
-        self.backbone.check_positions(max((len(prompt) for prompt in ids), default=0) + max_new_tokens)
+        decoding = self._decode_options(options)
+        self.backbone.check_positions(max(map(len, ids), default=0) + decoding.max_new_tokens)
         decoder = Decoder(self.backbone, self.projector, self.detector, decoding)
         for start in range(0, len(ids), batch_rows):
             batch = slice(start, start + batch_rows)
             for index, rollout in decoder.run(ids[batch], keys[batch]):
                 yield start + index, rollout
+
+    def _decode_options(self, options: Generation) -> DecodeOptions:
+        unknown = sorted(set(options) - set(Generation.__annotations__))
+        if unknown:
+            raise ValueError(f"generate has no option {unknown[0]!r}; it has {', '.join(Generation.__annotations__)}")
+        if "max_new_tokens" not in options:
+            raise ValueError("generate needs max_new_tokens: the most positions a completion may take")
+        stop_ids = options.get("stop_ids")
+        sampling = {name: options[name] for name in ("temperature", "top_p", "top_k") if name in options}
+        passed = {name: options[name] for name in ("min_new_tokens", "seed", "mode", "policy_version") if name in options}
+        return DecodeOptions(
+            max_new_tokens=options["max_new_tokens"],
+            stop_ids=self.stop_ids if stop_ids is None else tuple(stop_ids),
+            sampling=SamplingOptions(**sampling),
+            **passed,
+        )
 
     def scale_ratio(self, latents: Sequence[Tensor] | Tensor) -> float:
         """rms(latent) / rms(embedding): near 1 where latents look like inputs; nan without latents."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lrscale.latent.backbone import Backbone
-from lrscale.latent.layout import PackedRows, Spans, gather_positions, place
+from lrscale.latent.layout import PackedRows, Placement, Spans, gather_positions, place
 from lrscale.records import LatentSpan
 
 
@@ -39,6 +39,24 @@ def replay_rows(
     backbone: Backbone, packed: PackedRows, spans: Sequence[Spans], latents: Sequence[Tensor]
 ) -> Tensor:
     """Hidden states [B, T, H] of right-packed tokens, with `latents` standing where they were recorded."""
+    hidden_BSH, placement = _replay_positions(backbone, packed, spans, latents)
+    return gather_positions(hidden_BSH, placement.read_BT.clamp(max=hidden_BSH.shape[1] - 1))
+
+
+def projector_inputs(
+    backbone: Backbone, packed: PackedRows, spans: Sequence[Spans], latents: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """[L, H] a row: the hidden state that each latent would be projected from, in the order of the latents."""
+    hidden_BSH, placement = _replay_positions(backbone, packed, spans, latents)
+    before_latent_BS = placement.is_latent_BS[:, 1:]  # a latent is projected from the position before its own
+    inputs_LH = hidden_BSH[:, :-1][before_latent_BS]
+    return inputs_LH.split([sum(span.steps for span in row) for row in spans])
+
+
+def _replay_positions(
+    backbone: Backbone, packed: PackedRows, spans: Sequence[Spans], latents: Sequence[Tensor]
+) -> tuple[Tensor, Placement]:
+    """Hidden states [B, S, H] of all positions, and what stands where."""
     placement = place(spans, packed.lengths_B, packed.ids_BT.shape[1])
     positions = placement.is_latent_BS.shape[1]
     ids_BS = torch.zeros(len(spans), positions, dtype=torch.long, device=backbone.device)
@@ -50,4 +68,4 @@ def replay_rows(
         recorded_LH = torch.cat([row.to(embeds_BSH) for row in latents if len(row)])
         embeds_BSH = embeds_BSH.index_put((placement.is_latent_BS,), recorded_LH)
     hidden_BSH = backbone.forward_causal(embeds_BSH)
-    return gather_positions(hidden_BSH, placement.read_BT.clamp(max=positions - 1))
+    return hidden_BSH, placement
