@@ -114,7 +114,7 @@ class Examples:
         self._next += 1
         prompt_ids = self._tokenizer(prompt.text)["input_ids"]
         sentences = [self._encode(sentence) for sentence in story.trace]
-        answer = [*self._encode(rf"\boxed{{{story.answer}}}"), self._tokenizer.eos_token_id]
+        answer = [*self._encode(rf" \boxed{{{story.answer}}}"), self._tokenizer.eos_token_id]
         return Example(list(prompt_ids), [False] * len(prompt_ids)), sentences, answer
 
     def _encode(self, text: str) -> list[int]:

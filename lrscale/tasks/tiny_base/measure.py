@@ -17,14 +17,14 @@ _MAX_NEW_TOKENS = 128
 def completions(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[str]:
     """One completion a prompt, special tokens kept; markers are text here, no latent steps are taken."""
     model.eval()
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    batch = tokenizer([prompt.text for prompt in prompts], return_tensors="pt", padding=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         output_BT = model.generate(
