@@ -1,0 +1,56 @@
+# make demo   the whole pipeline on this machine's CPU, report included
+# make test   the tests
+# make lint   style, types and layers
+# Each of them makes .venv and installs into it first, once.
+
+SHELL := /bin/bash
+# A list, for a machine whose plain `python3` is older than 3.11: PYTHON=/path/to/python overrides it.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$name && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+# PyPI's torch for Linux brings several GB of CUDA libraries. On a Linux machine without an NVIDIA driver the CPU
+# build is taken instead: from whatever index pip is set up with, where that has it, else from PyTorch's own CPU
+# index. Where neither answers, pip's ordinary choice is installed. TORCH_BUILD=default switches all this off.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_BUILD ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then echo cpu; else echo default; fi)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/lrscale launch
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find lrscale tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(VENV)/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, none found" >&2; \
+		echo "  help: install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH_BUILD),cpu)
+	$(BIN)/python -m pip install -q "torch==$(TORCH_VERSION)+cpu" -c constraints.txt 2>/dev/null \
+		|| $(BIN)/python -m pip install -q "torch==$(TORCH_VERSION)+cpu" -c constraints.txt --extra-index-url $(TORCH_CPU_INDEX) \
+		|| echo "no CPU build of torch found: pip's ordinary choice is installed"
+endif
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -q -e ".[charts]" -c constraints.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	@touch $@
