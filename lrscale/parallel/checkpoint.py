@@ -144,8 +144,13 @@ class CheckpointStore:
         return sorted(found, key=lambda one: one.sequence)
 
     def _prune(self) -> None:
-        """Only after a save: the newest is known to be whole, so at least one whole checkpoint always stays."""
-        for checkpoint in self._listed()[: -self.keep_last]:
+        """Only after a save: the newest is known to be whole. Damaged ones are not counted, and go with their age."""
+        listed = self._listed()
+        whole = [one for one in listed if _damage(one.folder, checksums=False) is None]
+        oldest_kept = whole[-self.keep_last :][0].sequence
+        for checkpoint in listed:
+            if checkpoint.sequence >= oldest_kept:
+                continue
             doomed = self.folder / (_TEMPORARY + checkpoint.name)
             checkpoint.folder.rename(doomed)  # so that a kill in mid-removal leaves no half checkpoint under its name
             shutil.rmtree(doomed, ignore_errors=True)
@@ -163,25 +168,25 @@ class CheckpointStore:
         )
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if it is whole."""
+def _damage(folder: Path, *, checksums: bool = True) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None if it is whole. Without checksums only sizes count."""
     try:
         manifest = _read_manifest(folder)
         if manifest["format"] != _FORMAT:
             return f"{_MANIFEST}: format {manifest['format']}, this lrscale reads {_FORMAT}"
-        return _damaged_file(folder, manifest["files"])
+        return _damaged_file(folder, manifest["files"], checksums=checksums)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_MANIFEST}: {type(error).__name__} {error}"
 
 
-def _damaged_file(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
+def _damaged_file(folder: Path, files: dict[str, dict[str, Any]], *, checksums: bool) -> str | None:
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written"
-        found = _sha256(path)
+        found = _sha256(path) if checksums else expected["sha256"]
         if found != expected["sha256"]:
             return f"{name} has sha256 {found}, written was {expected['sha256']}"
     return None

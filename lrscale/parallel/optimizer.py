@@ -132,7 +132,7 @@ def _hook_up(parameter: nn.Parameter, master: nn.Parameter) -> RemovableHandle:
             master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
 
     required = parameter.requires_grad
-    parameter.requires_grad_(True)  # torch refuses the hook on a parameter that is frozen at the moment
+    parameter.requires_grad_(requires_grad=True)  # torch refuses the hook on a parameter that is frozen at the moment
     handle = parameter.register_post_accumulate_grad_hook(move)
     parameter.requires_grad_(required)
     return handle

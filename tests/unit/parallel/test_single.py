@@ -42,7 +42,7 @@ def test_other_group_is_frozen_and_flags_come_back(group):
     """Locks out an RL step that moves the projector, or a refresh that moves the policy."""
     engine = small_engine()
     before = weights(engine)
-    engine.policy.model.mlp.bias.requires_grad_(False)
+    engine.policy.model.mlp.bias.requires_grad_(requires_grad=False)
     with engine.training(group):
         trained, frozen = engine.policy.model, engine.policy.projector
         if group == "projector":

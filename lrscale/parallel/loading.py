@@ -1,0 +1,131 @@
+"""From a recipe's model section to a policy on its device, with errors that say what to do."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from lrscale.config.model import ModelConfig, ProjectorConfig
+from lrscale.latent import LatentPolicy
+from lrscale.latent.hf_layout import ProjectorFields
+from lrscale.parallel.ranks import Ranks
+
+BUILTIN_TINY = "builtin:tiny"
+_TINY_FOLDER = "tasks/assets/tiny_base"
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What transformers raises for files that are missing, broken, or of another shape."""
+
+
+def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
+    """The policy of a recipe, on its device and in its dtype.
+
+    A plain model gets a projector cloned from its last MLP. A LiteReason checkpoint brings its
+    own, which must be the one that the recipe describes.
+
+    Raises ValueError for a path that is missing or no model folder, a hub id that cannot be had,
+    a tokenizer that is missing or fits the model badly, broken weights, a model without an MLP to
+    clone, a projector other than the recipe's, and a device that is not there.
+    """
+    device = _device(model.device)
+    source = _source(model.path)
+    _check_projector(_load_config(source, model.path), projector, model.path)
+    tokenizer = _load_tokenizer(source, model.path)
+    try:
+        policy = LatentPolicy.from_pretrained(
+            source,
+            tokenizer,
+            projector.layers,
+            projector.max_latent_steps,
+            projector_kind=projector.kind,
+            dtype=model.dtype,
+            attention=model.attention,
+        )
+    except _LOAD_ERRORS as error:
+        raise ValueError(f"model.path {model.path}: {_short(error)}") from error
+    rows = policy.model.get_input_embeddings().weight.shape[0]
+    if max(tokenizer.get_vocab().values()) >= rows:
+        raise ValueError(
+            f"model.path {model.path}: the tokenizer has ids up to {max(tokenizer.get_vocab().values())}, the model's "
+            f"embedding {rows} rows; resize the embedding, or take the tokenizer that the model was trained with"
+        )
+    policy.logits_mib = model.logits_mib
+    if model.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return policy.to(device)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"model.device is {wanted}, but torch {torch.__version__} sees no GPU here; set model.device: auto or cpu, "
+            "or install a CUDA build of torch and check nvidia-smi"
+        )
+    return torch.device("cuda", Ranks.from_environment().local_rank)
+
+
+def _source(path: str) -> str:
+    """What transformers is given: a folder that exists, or a hub id."""
+    if path == BUILTIN_TINY:
+        folder = Path(str(resources.files("lrscale"))) / _TINY_FOLDER
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{BUILTIN_TINY} is missing from this installation ({folder}); install lrscale again")
+        return str(folder)
+    if path.startswith("builtin:"):
+        raise ValueError(f"model.path is {path}; the only packaged model is {BUILTIN_TINY}")
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise ValueError(f"model.path {path} is a file; needed a folder in the Hugging Face layout, or a hub id")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model.path {path} is no model folder: it has no config.json")
+        return str(folder)
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise ValueError(f"model.path {path}: no such folder (from {Path.cwd()})")
+    return path
+
+
+def _load_config(source: str, path: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        hint = "" if Path(source).is_dir() else "; it is no folder here, and as a hub id it could not be had"
+        raise ValueError(f"model.path {path}{hint}: {_short(error)}") from None
+
+
+def _check_projector(config: PreTrainedConfig, projector: ProjectorConfig, path: str) -> None:
+    fields = ProjectorFields.read(config)
+    if fields is not None and (fields.layers, fields.kind) != (projector.layers, projector.kind):
+        raise ValueError(
+            f"model.path {path} is a LiteReason checkpoint with projector.kind {fields.kind} and projector.layers "
+            f"{fields.layers}; the recipe says {projector.kind} and {projector.layers}: make them agree"
+        )
+
+
+def _load_tokenizer(source: str, path: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise ValueError(
+            f"model.path {path} has no tokenizer that can be loaded ({_short(error)}); "
+            "save the model's tokenizer beside it: tokenizer.save_pretrained(folder)"
+        ) from None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer of model.path {path} has neither a pad nor an eos token; "
+                "give it one: tokenizer.pad_token = ..., then tokenizer.save_pretrained(folder)"
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: what is padding is told by masks, never by ids
+    return tokenizer
+
+
+def _short(error: Exception) -> str:
+    """The first line of a library's message: the rest is advice about that library."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:")

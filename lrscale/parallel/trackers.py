@@ -1,0 +1,100 @@
+"""TensorBoard and Weights & Biases through accelerate's trackers; metrics.jsonl is written elsewhere, always."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+TrackerName = Literal["tensorboard", "wandb"]
+
+_SECRET_WORDS = ("token", "secret", "password", "api_key", "apikey", "credential")
+_NO_SECRETS = ("tokens", "token_ratio")
+"""Recipe keys that hold the word, such as micro_batch_tokens, and no secret."""
+
+
+class Trackers:
+    """Sends each metrics object to every tracker, its keys prefixed with the stage and arm."""
+
+    def __init__(self, trackers: Sequence[GeneralTracker]) -> None:
+        self._trackers = tuple(trackers)
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Numbers of one metrics object (see metrics.jsonl); everything else is left to that file.
+
+        Steps start again with each stage and arm, which wandb would drop: there the step goes in
+        as a value, `STAGE/ARM/step`.
+        """
+        prefix = "/".join(str(metrics[key]) for key in ("stage", "arm") if metrics.get(key))
+        numbers = {
+            f"{prefix}/{key}" if prefix else key: value
+            for key, value in metrics.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"
+        }
+        if not numbers:
+            return
+        for tracker in self._trackers:
+            if tracker.name == "wandb":
+                tracker.log({**numbers, f"{prefix}/step" if prefix else "lrscale_step": step})
+            else:
+                tracker.log(numbers, step=step)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def open_trackers(names: Sequence[TrackerName], project: str, run_dir: Path, config: Mapping[str, Any]) -> Trackers:
+    """Trackers of one run, named after its folder; a resumed run goes on in the same place.
+
+    config: the recipe, nested as it is; sent flat, without values whose key names a secret.
+
+    Raises ValueError for an unknown tracker or one whose package is missing.
+    """
+    run_dir = Path(run_dir)
+    flat = _flat(config)
+    for name in names:
+        if name not in ("tensorboard", "wandb"):
+            raise ValueError(f"report.trackers: given {name!r}, allowed are tensorboard, wandb")
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"report.trackers asks for {name}, which is not installed: pip install {name}, or take it off the list"
+            )
+    return Trackers([_open(name, project, run_dir, flat) for name in names])
+
+
+def _open(name: TrackerName, project: str, run_dir: Path, flat: dict[str, Any]) -> GeneralTracker:
+    if name == "tensorboard":
+        tracker = TensorBoardTracker(project, logging_dir=run_dir / "tensorboard")
+    else:
+        # mode and keys are wandb's own business (WANDB_MODE, wandb login): nothing of them passes through here
+        tracker = WandBTracker(project, name=run_dir.name, id=run_dir.name, resume="allow", dir=str(run_dir))
+    tracker.start()
+    tracker.store_init_configuration(flat)
+    return tracker
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys, values as trackers take them: bool, number or text."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            values.update(_flat(value, f"{prefix}{key}."))
+        elif _names_a_secret(str(key)):
+            continue
+        elif isinstance(value, bool | int | float | str):
+            values[prefix + str(key)] = value
+        else:
+            values[prefix + str(key)] = json.dumps(value, default=str)
+    return values
+
+
+def _names_a_secret(key: str) -> bool:
+    key = key.lower()
+    if any(harmless in key for harmless in _NO_SECRETS):
+        return False
+    return any(word in key for word in _SECRET_WORDS)
