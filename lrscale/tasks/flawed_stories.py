@@ -77,9 +77,7 @@ class FlawedStories:
         config = self.config
         if config.world == "ring":
             return ring_story(rng, events=config.events, flawed_share=config.flawed_share)
-        return village_story(
-            rng, events=config.events, characters=config.characters, flawed_share=config.flawed_share
-        )
+        return village_story(rng, events=config.events, characters=config.characters, flawed_share=config.flawed_share)
 
 
 def split_of(text: str) -> Split:

@@ -60,7 +60,9 @@ class Batch:
 class Examples:
     """Draws examples: story i of the task's train split is example i."""
 
-    def __init__(self, task: FlawedStories, tokenizer: PreTrainedTokenizerBase, *, soft_share: float, seed: int) -> None:
+    def __init__(
+        self, task: FlawedStories, tokenizer: PreTrainedTokenizerBase, *, soft_share: float, seed: int
+    ) -> None:
         self._task = task
         self._tokenizer = tokenizer
         self._soft_share = soft_share

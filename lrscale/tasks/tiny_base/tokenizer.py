@@ -61,7 +61,9 @@ def package(sentencepiece_model: bytes) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=_merges(pieces, vocab), unk_token=UNK, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
-    tokenizer.add_special_tokens([AddedToken(tag, special=True, normalized=False) for tag in (UNK, BOS, EOS, PAD, *TAGS)])
+    tokenizer.add_special_tokens(
+        [AddedToken(tag, special=True, normalized=False) for tag in (UNK, BOS, EOS, PAD, *TAGS)]
+    )
     tokenizer.add_tokens([AddedToken(symbol, special=False, normalized=False) for symbol in _SYMBOLS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, pieces.bos_id())]
