@@ -10,7 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors; a section never changes after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # errors show a key's docstring as help
+    )
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

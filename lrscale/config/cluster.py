@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import StringConstraints
 
 from lrscale.config.base import PositiveInt, Section
+
+TimeLimit = Annotated[str, StringConstraints(pattern=r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d\d?(:\d\d){0,2})$")]
 
 
 class ParallelConfig(Section):
@@ -22,8 +26,8 @@ class ClusterConfig(Section):
     gpus_per_node: PositiveInt = 1
     partition: str | None = None
     account: str | None = None
-    time_limit: str | None = None
-    """SLURM's forms: minutes, HH:MM:SS or D-HH:MM:SS."""
+    time_limit: TimeLimit | None = None
+    """SLURM's forms: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS; quoted if it is minutes alone."""
 
 
 class ReportConfig(Section):

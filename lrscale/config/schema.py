@@ -39,9 +39,10 @@ def variants(annotation: Any) -> tuple[type[Section], ...]:
 
 
 def kind_of(section: type[Section]) -> str:
-    """The section's value of `kind`, empty where it has none."""
+    """The one value of the section's `kind`, empty where it has no kind or leaves a choice."""
     field = section.model_fields.get("kind")
-    return str(get_args(field.annotation)[0]) if field is not None and get_origin(field.annotation) is Literal else ""
+    kinds = get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
+    return str(kinds[0]) if len(kinds) == 1 else ""
 
 
 def default_kind(field: FieldInfo) -> str:

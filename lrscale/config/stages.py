@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -81,7 +81,7 @@ class ImportanceConfig(Section):
     @model_validator(mode="after")
     def _cap_needs_recomputed(self) -> ImportanceConfig:
         if self.correction_cap and self.old_logprobs == "rollout":
-            raise ValueError("correction_cap needs old_logprobs: recomputed (with `rollout` there is no difference to correct)")
+            raise ValueError("correction_cap needs old_logprobs: recomputed; with rollout there is nothing to correct")
         return self
 
 
@@ -137,3 +137,10 @@ class StagesConfig(Section):
     projector_sft: ProjectorSftConfig = ProjectorSftConfig()
     rl: RlConfig = RlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> StagesConfig:
+        order = get_args(StageName)
+        if list(self.run) != [name for name in order if name in self.run]:
+            raise ValueError(f"run: name each stage once and in this order: {', '.join(order)} (given {list(self.run)})")
+        return self

@@ -1,0 +1,36 @@
+"""The recipes that come with lrscale."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from lrscale.config.errors import Place, Problem, RecipeNotFoundError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the shipped recipes: in a wheel under lrscale/share/, in a checkout beside the package."""
+    folders = (_PACKAGE / "share" / "launchers", _PACKAGE.parent / "launchers")
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe file by its path, or a shipped recipe by its name (`tiny-cpu`).
+
+    Raises:
+        RecipeNotFoundError: it is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    reason = "is a folder" if path.is_dir() else "does not exist"
+    hint = f"did you mean {near[0]}? " if near else ""
+    message = f"the recipe {reason}: {name}"
+    raise RecipeNotFoundError([Problem(Place(str(name)), "", message, f"{hint}shipped recipes: {', '.join(shipped)}")])
