@@ -12,9 +12,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 TrackerName = Literal["tensorboard", "wandb"]
 
-_SECRET_WORDS = ("token", "secret", "password", "api_key", "apikey", "credential")
-_NO_SECRETS = ("tokens", "token_ratio")
-"""Recipe keys that hold the word, such as micro_batch_tokens, and no secret."""
+_SECRET_WORDS = {"token", "secret", "password", "key", "apikey", "credential", "credentials"}
+"""Last words of keys that are never sent; `max_new_tokens` and `token_ratio` end in others."""
 
 
 class Trackers:
@@ -94,7 +93,4 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _names_a_secret(key: str) -> bool:
-    key = key.lower()
-    if any(harmless in key for harmless in _NO_SECRETS):
-        return False
-    return any(word in key for word in _SECRET_WORDS)
+    return key.lower().replace("-", "_").split("_")[-1] in _SECRET_WORDS

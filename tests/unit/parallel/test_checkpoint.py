@@ -68,6 +68,7 @@ def test_damaged_checkpoint_is_named_and_skipped(tmp_path, damaged):
         assert store.latest().name == "a"
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint")
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1, "sequence": 2}', '{"format": 9, "sequence": 2}'])
 def test_unreadable_manifest_is_skipped(tmp_path, text):
     """Locks out a crash of the resume by a manifest that is cut off or strange."""
