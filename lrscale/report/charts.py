@@ -48,6 +48,7 @@ def accuracy_chart(arms: Sequence[ArmSummary]) -> Chart | None:
     figure = _figure(PAGE_INK, 8.0, 4.3)
     with _style(PAGE_INK):
         panels.accuracy_against_length(figure.add_subplot(), arms, PAGE_INK)
+        panels.shared_legend(figure, list({id(arm.run): arm.run for arm in arms}.values()), PAGE_INK)
     return _chart(figure, "accuracy", caption)
 
 
@@ -130,6 +131,7 @@ def write_overview(runs: Sequence[Run], arms: Sequence[ArmSummary], path: Path) 
         panels.heldout(figure.add_subplot(grid[0, 2]), runs[0], PNG_INK)
         for column, (field, title) in enumerate(panels.CURVES[1:]):
             panels.curve(figure.add_subplot(grid[1, column]), runs, field, title, PNG_INK)
+        panels.shared_legend(figure, runs, PNG_INK, place="lower center")
         title = f"lrscale · {', '.join(run.label if run.finished else f'{run.label} (not finished)' for run in runs)}"
         figure.suptitle(_literal(title), x=0.012, ha="left", fontsize=12, fontweight="bold")
         _draw(lambda: figure.savefig(path, format="png", dpi=150, metadata={"Software": None}))

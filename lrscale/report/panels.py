@@ -48,11 +48,6 @@ def accuracy_against_length(ax: Any, arms: Sequence[ArmSummary], ink: Ink) -> No
     ax.set_xlabel("positions a completion (discrete tokens + latent steps)")
     ax.set_ylabel("accuracy, %")
     ax.margins(x=0.08, y=0.08)
-    handles = _arm_handles([arm for arm in arms if arm.before or arm.after], ink)
-    if len(runs) > 1:
-        handles += _run_handles(runs, ink)
-    if handles:
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3)
 
 
 def curve(ax: Any, runs: Sequence[Run], field: str, title: str, ink: Ink) -> None:
@@ -82,13 +77,17 @@ def curve(ax: Any, runs: Sequence[Run], field: str, title: str, ink: Ink) -> Non
     ax.set_xlabel("RL step")
 
 
-def shared_legend(figure: Any, runs: Sequence[Run], ink: Ink) -> None:
-    """One legend for the whole figure, above it."""
-    names = dict.fromkeys(arm for run in runs for arm in run.arms if run.lines("rl", arm=arm))
-    handles = [_line_handle(arm_title(arm), ink[arm], marker=ARM_MARKERS.get(arm, "o")) for arm in names]
+def shared_legend(figure: Any, runs: Sequence[Run], ink: Ink, *, place: str = "upper left") -> None:
+    """One legend of arms, and of runs where there are several, outside the panels."""
+    names = dict.fromkeys(
+        arm for run in runs for arm in run.arms if run.lines("rl", arm=arm) or run.lines("evaluate", arm=arm)
+    )
+    handles = [_line_handle(arm_title(name), ink[name], marker=ARM_MARKERS.get(name, "o")) for name in names]
     if len(runs) > 1:
-        handles += _run_handles(runs, ink)
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)))
+        handles += [
+            _line_handle(literal(run.label), ink["muted"], dash=run_dash(number)) for number, run in enumerate(runs)
+        ]
+    figure.legend(handles=handles, loc=f"outside {place}", ncols=min(6, len(handles)))
 
 
 def histogram(ax: Any, arm: ArmSummary, field: str, ink: Ink) -> None:
@@ -223,15 +222,6 @@ def _nothing(ax: Any, ink: Ink) -> None:
     ax.text(0.5, 0.5, "not measured yet", transform=ax.transAxes, ha="center", va="center", color=ink["muted"])
     ax.set_xticks([])
     ax.set_yticks([])
-
-
-def _arm_handles(arms: Sequence[ArmSummary], ink: Ink) -> list[Any]:
-    names = dict.fromkeys(arm.arm for arm in arms)
-    return [_line_handle(arm_title(name), ink[name], marker=ARM_MARKERS.get(name, "o")) for name in names]
-
-
-def _run_handles(runs: Sequence[Run], ink: Ink) -> list[Any]:
-    return [_line_handle(literal(run.label), ink["muted"], dash=run_dash(number)) for number, run in enumerate(runs)]
 
 
 def _line_handle(label: str, colour: str, *, dash: Any = "solid", marker: str = "") -> Any:

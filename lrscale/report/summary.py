@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrscale.report.metrics import Z_95, wilson_interval
-from lrscale.report.runs import Metrics, Run, section
+from lrscale.report.runs import Metrics, Run, arm_title, section
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +151,13 @@ def gain_sentence(kept: GainKept) -> str:
     if kept.share is None:
         why = "it gained nothing" if kept.discrete_gain_high <= 0 else "its 95 % interval includes 0"
         text = (
-            f"The share of the discrete arm's gain kept by the {arm.arm} arm is not defined: "
+            f"The share of the discrete arm's gain kept by the {arm_title(arm.arm)} arm is not defined: "
             f"discrete RL{whose} moved accuracy by {gain}, and {why}."
         )
     else:
         low, high = 100 * (kept.share_low or 0.0), 100 * (kept.share_high or 0.0)
         text = (
-            f"The {arm.arm} arm keeps {100 * kept.share:.0f} % [{low:.0f}, {high:.0f}] of the discrete arm's gain"
+            f"The {arm_title(arm.arm)} arm keeps {100 * kept.share:.0f} % [{low:.0f}, {high:.0f}] of the discrete arm's gain"
             f"{whose} of {gain}"
         )
         text += ", measured from the same base." if kept.share >= 0 else ": it ends below the base."
@@ -171,7 +171,9 @@ def gain_sentence(kept: GainKept) -> str:
 def heldout_sentence(heldout: Heldout) -> str:
     """Whether the latents carry content, judged by the paired differences."""
     where = (
-        "After projector SFT" if heldout.arm is None else f"After refresh {heldout.refresh} of the {heldout.arm} arm"
+        "After projector SFT"
+        if heldout.arm is None
+        else f"After refresh {heldout.refresh} of the {arm_title(heldout.arm)} arm"
     )
     return f"{where}: " + "; ".join(
         [

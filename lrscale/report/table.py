@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lrscale.report.phases import stage_times
 from lrscale.report.runs import Run, arm_title, load_runs
 from lrscale.report.summary import (
     ArmSummary,
@@ -20,6 +21,7 @@ from lrscale.report.summary import (
     heldout_sentence,
     summarise,
 )
+from lrscale.report.timing import duration
 
 MISSING = "–"  # noqa: RUF001 - an en dash is what stands for "none" in tables
 
@@ -52,8 +54,14 @@ def summary_cells(arms: Sequence[ArmSummary]) -> Cells:
     return Cells(("run", *header) if several else header, tuple(rows), 2 if several else 1)
 
 
-def heldout_cells(run: Run) -> Cells:
-    """Held-out losses real, zero and shuffled, with the paired differences and their standard errors."""
+def heldout_cells(run: Run, *, newest_only: bool = False) -> Cells:
+    """Held-out losses real, zero and shuffled, with the paired differences and their standard errors.
+
+    `newest_only` keeps the first SFT and the last refresh of each arm.
+    """
+    items = heldout_losses(run)
+    if newest_only:
+        items = list({item.arm: item for item in items}.values())
     header = ("projector", "rows", "real", "zero", "shuffled", "real − zero", "real − shuffled")  # noqa: RUF001
     rows = tuple(
         (
@@ -65,7 +73,7 @@ def heldout_cells(run: Run) -> Cells:
             _with_error(item.real_minus_zero, item.real_minus_zero_se, sign=True),
             _with_error(item.real_minus_shuffled, item.real_minus_shuffled_se, sign=True),
         )
-        for item in heldout_losses(run)
+        for item in items
     )
     return Cells(header, rows)
 
@@ -78,19 +86,35 @@ def print_summary(run_dirs: Iterable[Path | str], console: Console | None = None
     console = console or Console(stderr=True, highlight=False)
     runs = load_runs(run_dirs)
     arms = summarise(runs)
-    if not arms:
-        _say(console, "Nothing to sum up yet: no arm has been evaluated.")
+    if not any(arm.before or arm.after or arm.rl_steps for arm in arms):
+        _say(console, "Nothing to sum up yet: no arm has started.")
         return
     title = ", ".join(run.label if run.finished else f"{run.label} (not finished)" for run in runs)
     _print_cells(console, summary_cells(arms), title)
-    _say(console, "Brackets: 95 % intervals. Tokens and latent steps: means a completion, before → after.")
+    _say(console, "Brackets: 95 % intervals. Tokens and latent steps: means a completion, before → after RL.")
     for kept in gains_kept(arms):
         _say(console, gain_sentence(kept))
     for run in runs:
+        minutes = shared_minutes(run)
+        if minutes:
+            _say(console, minutes)
         losses = heldout_losses(run)
         if losses:
-            _print_cells(console, heldout_cells(run), f"Held-out loss after markers, {run.label}")
+            _print_cells(console, heldout_cells(run, newest_only=True), f"Held-out loss after markers, {run.label}")
             _say(console, heldout_sentence(losses[0]))
+
+
+def shared_minutes(run: Run) -> str:
+    """What the stages before the arms took, which no arm's minutes include; empty where nothing is recorded."""
+    names = {arm_title(arm) for arm in run.arms}
+    before = [time for time in stage_times(run) if time.name not in names]
+    if not before:
+        return ""
+    return (
+        f"{run.label}, shared by its arms: "
+        + ", ".join(f"{time.name} {duration(time.total_s)}" for time in before)
+        + "."
+    )
 
 
 def plain_table(cells: Cells) -> str:

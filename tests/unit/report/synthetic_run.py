@@ -141,7 +141,8 @@ def _arm(rng, arm, steps, *, done):
     return lines
 
 
-def _evaluate(rng, arm, step, when, accuracy, tokens, latent, markers):
+def _evaluate(rng, arm, step, when, *means):
+    accuracy, tokens, latent, markers = means
     right = round(512 * accuracy)
     low, high = wilson_interval(right, 512)
     counts = (
