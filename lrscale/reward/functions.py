@@ -241,7 +241,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
 class _SourceLoader(importlib.machinery.SourceFileLoader):
     """Loads a source file and leaves no __pycache__ beside it."""
 
-    def set_data(self, path: str, data: bytes, *, _mode: int = 0o666) -> None:
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
         """The documented hook that stores bytecode; storing none is allowed."""
 
 

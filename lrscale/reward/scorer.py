@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -122,6 +122,6 @@ def check_failures(scores: Iterable[Score | ScoreFailed], max_failed_share: floa
     )
 
 
-def _refuse_twice(key: Hashable, known: dict[Hashable, object]) -> None:
+def _refuse_twice(key: Hashable, known: Container[Hashable]) -> None:
     if key in known:
         raise ValueError(f"sample {key!r} was submitted twice since the last drain")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import time
 from functools import cache
+from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from lrscale.config.stages import TracesConfig
 from lrscale.config.task import FlawedStoriesConfig
@@ -25,6 +28,10 @@ BYTES = tokenizer_of([bytes([b]) for b in range(256)] + [b".\n\n", b". A", b"><"
 
 @cache
 def detector_of(name: str) -> MarkerDetector:
+    """`bytes`, `tiny` (the tokenizer that ships with the package), or one of NAMES."""
+    if name == "tiny":
+        assets = Path(str(files("lrscale.tasks"))) / "assets" / "tiny_base"
+        return MarkerDetector(AutoTokenizer.from_pretrained(assets))
     return MarkerDetector(BYTES if name == "bytes" else tokenizer_named(name))
 
 
@@ -134,9 +141,9 @@ def test_any_sequence_of_ids_survives(parts: list[str], noise: list[int], seed: 
         assert_only_sentences_changed(ids, trace, detector)
 
 
-@pytest.mark.parametrize("world", ["ring", "village"])
+@pytest.mark.parametrize(("world", "name"), [("ring", "bytes"), ("village", "bytes"), ("ring", "tiny")])
 @pytest.mark.parametrize("whole", [True, False])
-def test_one_event_is_one_sentence(world: str, whole: bool) -> None:  # noqa: FBT001 - a pytest parameter
+def test_one_event_is_one_sentence(world: str, name: str, whole: bool) -> None:  # noqa: FBT001 - a pytest parameter
     """pysbd cuts `12.` off where the numbers of a trace have gaps: the number would stay and its event go."""
     task = FlawedStories(FlawedStoriesConfig(world=world, events=(6, 16)), seed=0)
     for index in range(30):
@@ -144,7 +151,7 @@ def test_one_event_is_one_sentence(world: str, whole: bool) -> None:  # noqa: FB
         rng = random.Random(index)
         events = [line for line in story.trace if whole or rng.random() < 0.6]
         answer = rf"\boxed{{{story.answer}}}"
-        found = split(" ".join([*events, answer]))
+        found = split(" ".join([*events, answer]), name)
         assert [piece.strip() for piece in found] == [*events, answer]
 
 
