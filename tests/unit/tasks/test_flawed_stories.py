@@ -71,7 +71,7 @@ class Reader:
             self.eyes[who], self.place[who] = words[0], words[4]
 
     def goes(self, who: str, words: list[str]) -> None:
-        self.must(words[0] in (self.place[who],), 0, "goes where they are")
+        self.must(words[0] != self.place[who], expected=True, kind="goes where they are")
         self.place[who] = words[0]
 
     def follows(self, who: str, words: list[str]) -> None:
