@@ -41,7 +41,7 @@ def test_loss_adds_up_and_ignores_masked_garbage():
     assert float(whole.detach()) == pytest.approx(plain, rel=1e-12) == pytest.approx(float(parts.detach()), rel=1e-12)
     whole.backward()
     torch.testing.assert_close(logprobs.grad, -mask.double() / count)
-    assert float(projector_nll(logprobs, mask)[1]) == 0.0
+    assert float(projector_nll(logprobs.detach(), mask)[1]) == 0.0
 
 
 def test_bad_inputs_are_named():
