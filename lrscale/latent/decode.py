@@ -95,8 +95,9 @@ class Decoder:
             alive = int(batch.alive_B.sum())
             if not alive:
                 return
-            if alive < _COMPACT_BELOW * len(batch.alive_B):
-                kept = batch.alive_B.nonzero().squeeze(1)
+            least = 2 if options.mode == "shuffled" else 1  # a row alone has nobody to swap latents with
+            if max(alive, least) < _COMPACT_BELOW * len(batch.alive_B):
+                kept = torch.argsort(~batch.alive_B, stable=True)[: max(alive, least)]
                 batch.keep(kept)
                 embeds_BH = embeds_BH[kept]
             batch.stream.feed(embeds_BH[:, None])

@@ -1,0 +1,42 @@
+"""What a stage asks of whatever samples its sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lrscale.latent import LatentMode
+from lrscale.records import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """How a set of prompts is decoded; together with the weights it decides every token."""
+
+    seed: int
+    mode: LatentMode = "real"
+    temperature: float | None = None
+    """None takes the recipe's."""
+
+
+class RolloutEngine(Protocol):
+    """Samples sequences with a known version of the policy's weights."""
+
+    @property
+    def version(self) -> int:
+        """Version of the weights in use; every rollout carries it."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], plan: SamplingPlan) -> Iterator[tuple[int, Rollout]]:
+        """Yield (index of the prompt, rollout) as sequences finish.
+
+        Row i draws from a random stream named by the plan's seed and i alone.
+        """
+        ...
+
+    def load_weights(self, parameters: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Take over the trained weights; rollouts from now on carry `version`."""
+        ...

@@ -1,0 +1,206 @@
+"""Stage 2, and every refresh in RL: train the projector through the latent chain, the base frozen.
+
+    traces -> lite rows -> [alignment] -> expand with gradient -> cross-entropy after the first marker
+           -> AdamW on the projector -> held-out loss with real, no and shuffled latents
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lrscale.config.stages import Arm
+from lrscale.objective import after_first_marker_mask, learning_rate_at, projector_loss
+from lrscale.parallel.engine import NonFiniteError
+from lrscale.report.timing import PhaseTimer, step_line
+from lrscale.stages.alignment import align_projector
+from lrscale.stages.batching import micro_batches, padded
+from lrscale.stages.heldout import heldout_losses
+from lrscale.stages.journal import Journal
+from lrscale.stages.lite_rows import LiteRow, lite_rows, split_heldout, with_marker_prompts
+from lrscale.stages.parts import Parts
+from lrscale.stages.randomness import shuffled
+from lrscale.stages.run_log import logger
+from lrscale.stages.traces import read_traces
+
+STAGE = "projector_sft"
+USUAL_SCALE = (0.1, 10.0)
+"""rms(latent) / rms(embedding) outside of this range is warned about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What tells one projector training from another."""
+
+    learning_rate: float
+    epochs: int
+    arm: Arm | None = None
+    refresh: int = 0
+    """0 is stage 2 itself; refreshes inside an arm count from 1."""
+    step: int = 0
+    """RL step of a refresh."""
+
+
+def run_projector_sft(parts: Parts, journal: Journal) -> None:
+    """Stage 2 from wherever it stands to its end."""
+    config = parts.recipe.stages.projector_sft
+    rows, heldout = stage_rows(parts)
+    if not rows:
+        raise ValueError(
+            "projector SFT has no rows: no kept trace has a sentence before its answer that a marker could replace. "
+            "Sample more traces (stages.traces.prompts), or start from a base that reasons before it answers"
+        )
+    state = journal.resume(STAGE)
+    if state is not None and state.get("final"):
+        return
+    if state is None and config.alignment.epochs:
+        align_projector(parts, rows, heldout)
+        journal.save(STAGE, 0, {})
+    training = Training(config.learning_rate, config.epochs)
+    total = total_steps(parts, len(rows), training)
+
+    def checkpoint(step: int) -> None:
+        if step % config.checkpoint_every == 0 and step < total:
+            journal.save(STAGE, step, {})
+
+    train_projector(parts, rows, training, first_step=state["step"] if state else 0, after_step=checkpoint)
+    log_heldout(parts, heldout, training, total)
+    journal.save(STAGE, total, {"final": True})
+
+
+def stage_rows(parts: Parts) -> tuple[list[LiteRow], list[LiteRow]]:
+    """(training, held-out) rows from the traces of stage 1; the same in every call."""
+    recipe = parts.recipe
+    traces, heldout = split_heldout(read_traces(parts.run_dir), recipe.stages.traces.heldout_share, recipe.seed)
+    rows = [
+        lite_rows(
+            with_marker_prompts(some, parts.book), parts.policy.detector, recipe.stages.traces, recipe.seed, "lite", name
+        )
+        for some, name in ((traces, "train"), (heldout, "heldout"))
+    ]
+    kept = shuffled(rows[1], recipe.seed, "heldout rows")[: recipe.stages.projector_sft.heldout_rows]
+    return rows[0], kept
+
+
+def train_projector(
+    parts: Parts,
+    rows: Sequence[LiteRow],
+    training: Training,
+    *,
+    first_step: int = 0,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Optimizer steps `first_step` to the end over the rows; each is a function of its number alone."""
+    config = parts.recipe.stages.projector_sft
+    total = total_steps(parts, len(rows), training)
+    label = STAGE if training.arm is None else f"refresh {training.refresh}"
+    epoch_batches: tuple[int, list[list[LiteRow]]] = (-1, [])
+    timer = PhaseTimer()
+    with parts.log.progress(label, total, done=first_step) as progress:
+        for step in range(first_step, total):
+            epoch, index = divmod(step, _batches_per_epoch(parts, len(rows)))
+            if epoch_batches[0] != epoch:
+                epoch_batches = (epoch, batches_of_epoch(parts, rows, training, epoch))
+            rate = learning_rate_at(config.schedule, peak=training.learning_rate, step=step, total_steps=total)
+            metrics = {"stage": STAGE, "arm": training.arm, "refresh": training.refresh, "step": step + 1}
+            metrics |= _optimizer_step(parts, epoch_batches[1][index], rate, f"{label}, step {step + 1}")
+            metrics |= {"learning_rate": rate, "step_s": timer.take()["step_s"]}
+            if step == first_step:
+                warn_about_scale(metrics["latent_scale"], label)
+            parts.log.record(metrics)
+            if training.arm is None:
+                parts.log.say(step_line(metrics, total))
+            progress.advance(note=f"loss {metrics['loss']:.4f}")
+            after_step(step + 1)
+
+
+def log_heldout(parts: Parts, heldout: Sequence[LiteRow], training: Training, step: int) -> None:
+    """Measure and record the held-out losses after a training of the projector."""
+    losses = heldout_losses(parts.policy, heldout, parts.recipe.optimisation.micro_batch_tokens)
+    if losses is None:
+        logger.warning("no held-out loss: %d held-out rows, needed 2; sample more traces", len(heldout))
+        return
+    parts.log.record(
+        {"stage": "heldout", "arm": training.arm, "refresh": training.refresh, "step": training.step or step, **losses}
+    )
+    parts.log.say(
+        f"held-out loss after markers: real {losses['loss_real']:.4f}, zero {losses['loss_zero']:.4f}, "
+        f"shuffled {losses['loss_shuffled']:.4f}; real - zero {losses['real_minus_zero']:+.4f} "
+        f"(SE {losses['real_minus_zero_se']:.4f}), real - shuffled {losses['real_minus_shuffled']:+.4f} "
+        f"(SE {losses['real_minus_shuffled_se']:.4f}), {losses['rows']} rows"
+    )
+
+
+def total_steps(parts: Parts, rows: int, training: Training) -> int:
+    every = training.epochs * _batches_per_epoch(parts, rows)
+    limit = parts.recipe.stages.projector_sft.max_steps
+    return min(every, limit) if limit else every
+
+
+def batches_of_epoch(parts: Parts, rows: Sequence[LiteRow], training: Training, epoch: int) -> list[list[LiteRow]]:
+    """Batches of rows alike in markers and length, in a random order.
+
+    expand takes as many rounds as the row with the most markers and as many columns as the longest stretch,
+    so rows of a kind stand together. Shuffling before the (stable) sort mixes equals anew each epoch.
+    """
+    size = parts.recipe.stages.projector_sft.batch_rows
+    names = (STAGE, training.arm or "", training.refresh, epoch)
+    mixed = shuffled(rows, parts.recipe.seed, *names)
+    mixed.sort(key=lambda row: (len(row.spans), row.positions // 16))
+    return shuffled([mixed[i : i + size] for i in range(0, len(mixed), size)], parts.recipe.seed, *names, "order")
+
+
+def warn_about_scale(scale: float | None, where: str) -> None:
+    """Say what to do where latents do not look like inputs (stacked MLPs without a norm explode or vanish)."""
+    low, high = USUAL_SCALE
+    if scale is not None and not low <= scale <= high:
+        logger.warning(
+            "%s: latents are %.3g times as large as embeddings (rms; usual is %g to %g), so the model can hardly "
+            "read them. Set projector.kind: normalised",
+            where, scale, low, high,
+        )  # fmt: skip
+
+
+def _batches_per_epoch(parts: Parts, rows: int) -> int:
+    return -(-rows // parts.recipe.stages.projector_sft.batch_rows)
+
+
+def _optimizer_step(parts: Parts, batch: Sequence[LiteRow], learning_rate: float, where: str) -> dict[str, float]:
+    """One update from a batch of rows, in micro-batches whose losses add up."""
+    engine, policy = parts.engine, parts.policy
+    tokens = sum(len(row.ids) - 1 - row.spans[0].position for row in batch)
+    normaliser = engine.sum_over_ranks(torch.tensor(float(max(tokens, 1)), device=policy.device))
+    loss_sum = torch.zeros((), device=policy.device)
+    scales: list[float] = []
+    with engine.training("projector"):
+        for indices in micro_batches([row.positions for row in batch], parts.recipe.optimisation.micro_batch_tokens):
+            rows = [batch[index] for index in indices]
+            ids_BT, mask_BT = padded([row.ids for row in rows], policy.device)
+            counted_BT = after_first_marker_mask([row.spans for row in rows], mask_BT)
+            out = policy.expand(ids_BT, mask_BT)
+            logprobs_BT = policy.token_logprobs(out.hidden_BTH, ids_BT, where_BT=counted_BT)
+            loss = projector_loss(logprobs_BT, counted_BT, normaliser)
+            if not bool(torch.isfinite(loss)):
+                bad = [row.prompt_id for row, sums in zip(rows, logprobs_BT.sum(1), strict=True) if not sums.isfinite()]
+                raise NonFiniteError(
+                    f"{where}: loss is {float(loss.detach())} (prompts {', '.join(bad[:3])}); no weight was changed. "
+                    "Lower the learning rate, or use projector.kind: normalised"
+                )
+            engine.backward(loss)
+            loss_sum += loss.detach()
+            scales.append(policy.scale_ratio(out.latents))
+        grad_norm = engine.step(
+            "projector",
+            learning_rate=learning_rate,
+            max_grad_norm=parts.recipe.stages.projector_sft.max_grad_norm,
+        )
+    # max: one exploding micro-batch must show
+    finite = [scale for scale in scales if math.isfinite(scale)]
+    return {
+        "loss": float(engine.sum_over_ranks(loss_sum)),
+        "grad_norm": grad_norm,
+        "latent_scale": max(finite) if finite else None,
+    }

@@ -1,0 +1,75 @@
+"""The refresh: after each epoch of RL the projector is trained on the epoch's own right traces.
+
+Done for the arms that decode with latents, `latent` and `shuffled_latent`, in both with real latents:
+the shuffled arm is a control of what latents carry, so its projector has to be as well trained as the
+other's. `zero_latent` and `discrete` never read a latent, so there is nothing to refresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrscale.config.stages import Arm
+from lrscale.records import RolloutGroup, Trace
+from lrscale.stages.lite_rows import LiteRow, lite_rows
+from lrscale.stages.parts import Parts
+from lrscale.stages.projector_sft import Training, log_heldout, train_projector
+from lrscale.stages.randomness import shuffled
+from lrscale.stages.rollout_io import json_lines, read_json_lines, trace_from_json, trace_to_json
+from lrscale.stages.traces import kept_traces
+
+
+class RefreshBuffer:
+    """The right traces of the current epoch, in a file of the run directory.
+
+    A checkpoint records the file's size, as it does for metrics.jsonl: going on from it cuts the file back.
+    """
+
+    def __init__(self, folder: Path, arm: Arm, epoch: int, size_bytes: int) -> None:
+        self._folder = folder
+        self._arm = arm
+        self._path = folder / f"{arm}-refresh-{epoch + 1}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            if file.tell() < size_bytes:
+                raise ValueError(f"{self._path} lost lines since its checkpoint was written; restore it")
+            file.truncate(size_bytes)
+        self._size_bytes = size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def add(self, groups_P: Sequence[RolloutGroup]) -> None:
+        """Keep the samples with a positive reward."""
+        content = json_lines(map(trace_to_json, kept_traces(groups_P)))
+        with self._path.open("ab") as file:
+            file.write(content)
+        self._size_bytes += len(content)
+
+    def traces(self) -> list[Trace]:
+        return [trace_from_json(entry) for entry in read_json_lines(self._path)]
+
+
+def steps_per_epoch(parts: Parts) -> int:
+    """RL steps between two refreshes."""
+    config = parts.recipe.stages.rl
+    prompts = len(parts.book.prompts("train", markers=True))
+    return config.refresh.every_steps or -(-prompts // config.prompts_per_step)
+
+
+def refresh_projector(
+    parts: Parts, arm: Arm, traces: Sequence[Trace], heldout: Sequence[LiteRow], *, number: int, step: int
+) -> None:
+    """Stage 2 again, one pass over the share of the traces that the recipe takes, both ratios."""
+    recipe = parts.recipe
+    config = recipe.stages.rl.refresh
+    chosen = shuffled(traces, recipe.seed, "refresh", number)[: max(1, round(config.share * len(traces)))]
+    rows = lite_rows(chosen, parts.policy.detector, recipe.stages.traces, recipe.seed, "refresh lite", number)
+    if not rows:
+        parts.log.say(f"refresh {number}: no right trace with a sentence to replace in this epoch; projector unchanged")
+        return
+    training = Training(config.learning_rate, epochs=1, arm=arm, refresh=number, step=step)
+    train_projector(parts, rows, training)
+    log_heldout(parts, heldout, training, step)

@@ -1,0 +1,206 @@
+"""Stage 3: GRPO on the discrete tokens, projector and latents constant, the projector refreshed every epoch.
+
+    prompts --> rollouts --> scores --> advantages --> update --> weights published --> [projector refreshed]
+       ^          |  (submitted as they finish)          |                                    |
+       |          +-- latents recorded ---- replayed ----+                                    |
+       +--------------------------------- next step <-----------------------------------------+
+
+Each step is a function of (checkpoint, step number), so a run that was interrupted goes on exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrscale.config.stages import Arm
+from lrscale.latent import LatentPolicy
+from lrscale.objective import count_groups_without_signal, group_advantages, learning_rate_at
+from lrscale.records import Prompt, RolloutGroup, Score
+from lrscale.report.timing import PhaseTimer, step_line
+from lrscale.rollout.engine import SamplingPlan
+from lrscale.stages.audit import audit_drift
+from lrscale.stages.evaluate import evaluate_and_record
+from lrscale.stages.journal import Journal
+from lrscale.stages.lite_rows import LiteRow
+from lrscale.stages.parts import Parts
+from lrscale.stages.projector_sft import warn_about_scale
+from lrscale.stages.randomness import stream_seed, take_cyclic
+from lrscale.stages.refresh import RefreshBuffer, refresh_projector, steps_per_epoch
+from lrscale.stages.rollout_io import save_groups
+from lrscale.stages.sampling import ARMS, completion_markers, is_right, mean
+from lrscale.stages.update import Row, UpdateSettings, scored_rows, update_policy
+
+STAGE = "rl"
+
+
+@dataclass(slots=True)
+class Totals:
+    """What adds up over an arm; part of its checkpoints."""
+
+    train_tokens: int = 0
+    """Discrete tokens of all scored completions, rows without a gradient included."""
+    train_positions: int = 0
+    """The same with latent steps."""
+    refreshes: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    clock: tuple[float, float] = field(default_factory=lambda: (time.perf_counter(), time.process_time()))
+
+    def tick(self) -> None:
+        """Charge the time since the last call to the arm."""
+        now = (time.perf_counter(), time.process_time())
+        self.seconds += now[0] - self.clock[0]
+        self.cpu_seconds += now[1] - self.clock[1]
+        self.clock = now
+
+    def count(self, rows: Sequence[Row]) -> None:
+        self.train_tokens += sum(len(row.rollout.completion_ids) for row in rows)
+        self.train_positions += sum(row.rollout.length for row in rows)
+
+    def tokens(self) -> dict[str, int]:
+        return {"train_tokens_total": self.train_tokens, "train_positions_total": self.train_positions}
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "clock"}
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRun:
+    """An arm with what it is given beside the parts of the run."""
+
+    parts: Parts
+    arm: Arm
+    journal: Journal
+    heldout: Sequence[LiteRow]
+    """For the held-out loss after each refresh."""
+    reference: LatentPolicy | None
+    """The frozen starting policy, where a KL term asks for it."""
+
+
+def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
+    """The arm's steps from `state` (empty: the first) to the last; the engine already stands there."""
+    parts, arm, config = run.parts, run.arm, run.parts.recipe.stages.rl
+    first = state.get("step", 0)
+    buffer = RefreshBuffer(parts.run_dir / "rollouts", arm, totals.refreshes, state.get("refresh_bytes", 0))
+    timer = PhaseTimer("rollout", "score", "update", "refresh")
+    parts.rollouts.load_weights(parts.engine.full_parameters(), version=first)
+    with parts.log.progress(f"RL {arm}", config.steps, done=first) as progress:
+        for step in range(first + 1, config.steps + 1):
+            groups_P = sample(parts, arm, prompts_of_step(parts, arm, step), step, timer)
+            rewards_PG, valid_PG = rewards(groups_P)
+            advantages_PG = group_advantages(rewards_PG, valid_PG, config.advantage)
+            look_closer(parts, arm, step, groups_P, advantages_PG)
+            rows = scored_rows(groups_P, advantages_PG)
+            rate = learning_rate_at(config.schedule, peak=config.learning_rate, step=step - 1, total_steps=config.steps)
+            with timer.phase("update"):
+                result = update_policy(
+                    parts.engine, rows, settings(parts, arm), step=step, learning_rate=rate, reference=run.reference
+                )
+            parts.rollouts.load_weights(parts.engine.full_parameters(), version=step)
+            with timer.phase("refresh"):
+                buffer = refresh_after(run, step, groups_P, buffer, totals)
+            totals.count(rows)
+            metrics = {"stage": STAGE, "arm": arm, "step": step, **describe(parts, groups_P, rewards_PG, valid_PG)}
+            metrics |= {**asdict(result), "learning_rate": rate, **totals.tokens(), **timer.take()}
+            parts.log.record(metrics)
+            parts.log.say(step_line(metrics, config.steps))
+            progress.advance(note=f"reward {metrics['reward_mean'] or 0.0:.3f}")
+            if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
+                evaluate_and_record(parts, arm, step=step, when="during")
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                totals.tick()
+                run.journal.save(arm, step, {"totals": totals.to_json(), "refresh_bytes": buffer.size_bytes})
+            timer.take()
+
+
+def prompts_of_step(parts: Parts, arm: Arm, step: int) -> list[Prompt]:
+    """The prompts of RL step `step` (the first is 1): the same for every arm, each epoch in an order of its own."""
+    count = parts.recipe.stages.rl.prompts_per_step
+    pool = parts.book.prompts("train", markers=ARMS[arm].markers)
+    return take_cyclic(pool, (step - 1) * count, count, parts.recipe.seed, STAGE)
+
+
+def sample(parts: Parts, arm: Arm, prompts: Sequence[Prompt], step: int, timer: PhaseTimer) -> list[RolloutGroup]:
+    plan = SamplingPlan(seed=stream_seed(parts.recipe.seed, STAGE, step), mode=ARMS[arm].mode)
+    return parts.sampler.groups(prompts, parts.recipe.stages.rl.group_size, plan, timer)
+
+
+def refresh_after(
+    run: ArmRun, step: int, groups_P: Sequence[RolloutGroup], buffer: RefreshBuffer, totals: Totals
+) -> RefreshBuffer:
+    """Keep the step's right traces; at the end of an epoch train the projector on them and begin a new buffer."""
+    if not ARMS[run.arm].uses_projector or not run.parts.recipe.stages.rl.refresh.share:
+        return buffer
+    buffer.add(groups_P)
+    if step % steps_per_epoch(run.parts):
+        return buffer
+    totals.refreshes += 1
+    refresh_projector(run.parts, run.arm, buffer.traces(), run.heldout, number=totals.refreshes, step=step)
+    return RefreshBuffer(run.parts.run_dir / "rollouts", run.arm, totals.refreshes, 0)
+
+
+def rewards(groups_P: Sequence[RolloutGroup]) -> tuple[Tensor, Tensor]:
+    """Rewards [P, G] in float64 and which of them are real: a failed score is masked, never 0."""
+    valid_PG = torch.tensor([[isinstance(score, Score) for score in group.scores] for group in groups_P])
+    rewards_PG = torch.tensor(
+        [[score.value if isinstance(score, Score) else 0.0 for score in group.scores] for group in groups_P],
+        dtype=torch.float64,
+    )
+    return rewards_PG, valid_PG
+
+
+def describe(
+    parts: Parts, groups_P: Sequence[RolloutGroup], rewards_PG: Tensor, valid_PG: Tensor
+) -> dict[str, float | int | None]:
+    """What was sampled in a step."""
+    policy, task = parts.policy, parts.book.task
+    rollouts = [rollout for group in groups_P for rollout in group.rollouts]
+    scores = [score for group in groups_P for score in group.scores if isinstance(score, Score)]
+    markers = sum(len(completion_markers(policy, rollout)) for rollout in rollouts)
+    latent_steps = sum(rollout.completion_latent_steps for rollout in rollouts)
+    texts = map(parts.sampler.text, rollouts)
+    return {
+        "reward_mean": mean(rewards_PG[valid_PG].tolist()),
+        "accuracy": mean([is_right(score) for score in scores]),
+        "tokens_mean": mean([len(rollout.completion_ids) for rollout in rollouts]),
+        "latent_steps_mean": latent_steps / len(rollouts),
+        "markers_mean": markers / len(rollouts),
+        "steps_per_marker_mean": latent_steps / markers if markers else 0.0,
+        "no_answer_share": mean([not task.answered(text) for text in texts]),
+        "groups_without_signal": count_groups_without_signal(rewards_PG, valid_PG),
+        "scores_failed": len(rollouts) - len(scores),
+    }
+
+
+def look_closer(parts: Parts, arm: Arm, step: int, groups_P: Sequence[RolloutGroup], advantages_PG: Tensor) -> None:
+    """The looks a run takes at itself now and then: scale of the latents, drift, saved rollouts."""
+    config = parts.recipe.stages.rl
+    if step == 1 and ARMS[arm].uses_projector:
+        latents = [rollout.latents_LH for group in groups_P for rollout in group.rollouts if len(rollout.latents_LH)]
+        warn_about_scale(parts.policy.scale_ratio(latents) if latents else None, f"RL {arm}")
+    # Shuffled latents depend on the rows beside them, so expanding other rows cannot give them again.
+    if config.audit_every and step % config.audit_every == 0 and ARMS[arm].mode == "real":
+        drift = audit_drift(parts.policy, groups_P, parts.recipe.rollout.temperature)
+        if drift is not None:
+            parts.log.record({"stage": "audit", "arm": arm, "step": step, **drift})
+    if config.save_rollouts_every and step % config.save_rollouts_every == 0:
+        path = parts.run_dir / "rollouts" / f"{arm}-step-{step}.jsonl"
+        save_groups(path, groups_P, parts.policy, about={"arm": arm, "step": step}, advantages_PG=advantages_PG)
+
+
+def settings(parts: Parts, arm: Arm) -> UpdateSettings:
+    recipe = parts.recipe
+    return UpdateSettings(
+        rl=recipe.stages.rl,
+        mode=ARMS[arm].mode,
+        temperature=recipe.rollout.temperature,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        micro_batch_tokens=recipe.optimisation.micro_batch_tokens,
+        seed=recipe.seed,
+    )

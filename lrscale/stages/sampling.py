@@ -1,0 +1,138 @@
+"""Sampling groups and scoring them while others still decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lrscale.config.stages import Arm
+from lrscale.latent import LatentMode, LatentPolicy
+from lrscale.records import Prompt, Rollout, RolloutGroup, Score, ScoreFailed
+from lrscale.report.timing import PhaseTimer
+from lrscale.reward.scorer import Scorer, check_failures
+from lrscale.rollout.engine import RolloutEngine, SamplingPlan
+from lrscale.stages.prompts import PromptBook
+from lrscale.stages.run_log import RunLog
+
+
+@dataclass(frozen=True, slots=True)
+class ArmKind:
+    """What sets an arm apart from the others; everything else is equal."""
+
+    mode: LatentMode
+    markers: bool
+    """Whether its prompts carry the paragraph that tells of the marker."""
+
+    @property
+    def uses_projector(self) -> bool:
+        return self.mode != "zero"
+
+
+ARMS: dict[Arm, ArmKind] = {
+    "latent": ArmKind("real", markers=True),
+    "discrete": ArmKind("zero", markers=False),
+    "zero_latent": ArmKind("zero", markers=True),
+    "shuffled_latent": ArmKind("shuffled", markers=True),
+}
+
+
+class NonFiniteSampleError(RuntimeError):
+    """A rollout holds a number that is not finite: the policy or the projector has diverged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Turns prompts into scored groups."""
+
+    rollouts: RolloutEngine
+    scorer: Scorer
+    book: PromptBook
+    policy: LatentPolicy
+    log: RunLog
+
+    def groups(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        plan: SamplingPlan,
+        timer: PhaseTimer,
+        *,
+        label: str = "rollout",
+    ) -> list[RolloutGroup]:
+        """`group_size` samples of every prompt, in the order of the prompts, scored; `label` names the progress bar.
+
+        Raises:
+            RewardBudgetError: more scores failed than the recipe allows.
+            NonFiniteSampleError: a latent or a log-probability is not finite.
+        """
+        ids = [self.book.ids(prompt) for prompt in prompts for _ in range(group_size)]
+        found: dict[int, Rollout] = {}
+        with self.log.progress(label, len(ids), unit="samples") as progress:
+            with timer.phase("rollout"):
+                stream = iter(self.rollouts.generate(ids, plan))
+            # Scores of finished sequences are computed while others still decode.
+            while True:
+                with timer.phase("rollout"):
+                    index, rollout = next(stream, (-1, None))
+                if rollout is None:
+                    break
+                prompt = prompts[index // group_size]
+                _refuse_non_finite(rollout, prompt, index % group_size)
+                found[index] = rollout
+                with timer.phase("score"):
+                    self.scorer.submit(index, prompt, rollout, self.text(rollout))
+                progress.advance()
+        with timer.phase("score"):
+            scores = self.scorer.drain()
+        check_failures(scores.values(), self.scorer.max_failed_share)
+        return [
+            RolloutGroup(
+                prompt=prompt,
+                rollouts=tuple(found[first + sample] for sample in range(group_size)),
+                scores=tuple(scores[first + sample] for sample in range(group_size)),
+            )
+            for first, prompt in zip(range(0, len(ids), group_size), prompts, strict=True)
+        ]
+
+
+    def text(self, rollout: Rollout) -> str:
+        """The completion as text, markers included, special tokens left out."""
+        return tokens_text(self.policy, rollout.completion_ids)
+
+
+def tokens_text(policy: LatentPolicy, ids: Sequence[int]) -> str:
+    """What token ids say. Bytes are joined before they are read, so characters cut by a token's edge survive."""
+    return b"".join(map(policy.detector.token_bytes, ids)).decode(errors="replace")
+
+
+def completion_markers(policy: LatentPolicy, rollout: Rollout) -> list[int]:
+    """The number N of every marker of the completion, whether or not latent steps followed it."""
+    sequence = (*rollout.prompt_ids, *rollout.completion_ids)
+    first = len(rollout.prompt_ids) - 1  # a marker that ends the prompt takes its steps in the completion
+    return [span.steps for span in policy.detector.find(sequence) if span.position >= first]
+
+
+def task_value(score: Score) -> float:
+    """The reward before any price of length: accuracy and the choice of traces never depend on length."""
+    return score.parts.get("task", score.value)
+
+
+def is_right(score: Score | ScoreFailed) -> bool:
+    """Whether the sample earned a positive reward, length aside."""
+    return isinstance(score, Score) and task_value(score) > 0.0
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, None (null in metrics) where there is nothing to average."""
+    return sum(values) / len(values) if values else None
+
+
+def _refuse_non_finite(rollout: Rollout, prompt: Prompt, sample: int) -> None:
+    for name, values in (("latent", rollout.latents_LH), ("log-probability", rollout.logprobs_T)):
+        if not bool(torch.isfinite(values).all()):
+            raise NonFiniteSampleError(
+                f"a {name} of prompt {prompt.prompt_id}, sample {sample}, is not finite. "
+                "Lower the learning rate, or use projector.kind: normalised where latents explode"
+            )

@@ -1,0 +1,113 @@
+"""Stage 1: explicit reasoning traces of the base, those with a positive reward kept.
+
+    prompts (no marker paragraph) -> k samples each -> scores -> traces/part-00000.jsonl, part-00001.jsonl ...
+
+A part is written in one go once its batch is scored: its first line is the batch's metrics, each of the
+others a trace. Parts that are there are never sampled again, so the stage restarts where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrscale.records import Prompt, RolloutGroup, Score, Trace
+from lrscale.report.timing import PhaseTimer
+from lrscale.rollout.engine import SamplingPlan
+from lrscale.stages.parts import Parts
+from lrscale.stages.randomness import shuffled, stream_seed
+from lrscale.stages.rollout_io import json_lines, read_json_lines, trace_from_json, trace_to_json, write_whole
+from lrscale.stages.sampling import is_right, task_value
+
+STAGE = "traces"
+
+
+def collect_traces(parts: Parts) -> None:
+    """Sample what is still missing; ends with every batch's metrics in metrics.jsonl."""
+    config = parts.recipe.stages.traces
+    chosen = shuffled(parts.book.prompts("train", markers=False), parts.recipe.seed, STAGE)[: config.prompts]
+    size = config.prompts_per_batch
+    batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    parts.log.metrics.truncate(0)
+    total: dict[str, Any] = {}
+    done = sum(len(batch) for index, batch in enumerate(batches) if part_path(parts.run_dir, index).is_file())
+    timer = PhaseTimer("rollout", "score")
+    with parts.log.progress(STAGE, len(chosen), unit="prompts", done=done) as progress:
+        for index, batch in enumerate(batches):
+            path = part_path(parts.run_dir, index)
+            if path.is_file():
+                total = read_json_lines(path)[0]["metrics"]
+                parts.log.record(total)
+                continue
+            groups = sample_batch(parts, batch, index, timer)
+            total = add_up(total, groups, step=index + 1, seconds=timer.take())
+            traces = kept_traces(groups)
+            write_whole(path, json_lines([{"metrics": total}, *map(trace_to_json, traces)]))
+            parts.log.record(total)
+            progress.advance(len(batch), note=f"accuracy {total['accuracy']:.3f}")
+    parts.log.say(
+        f"traces: {total['kept']} of {total['samples']} kept, accuracy {total['accuracy']:.3f}, "
+        f"{total['tokens_mean']:.1f} tokens on average"
+    )
+    if not total["kept"]:
+        raise ValueError(
+            f"no trace earned a positive reward ({total['samples']} samples): there is nothing to train the projector "
+            "on. Look at the task and the reward, sample more (stages.traces), or start from a stronger base"
+        )
+
+
+def sample_batch(parts: Parts, prompts: Sequence[Prompt], index: int, timer: PhaseTimer) -> list[RolloutGroup]:
+    """Markers stay plain text here, should the base write any: these are explicit traces."""
+    plan = SamplingPlan(seed=stream_seed(parts.recipe.seed, STAGE, index), mode="zero")
+    return parts.sampler.groups(prompts, parts.recipe.stages.traces.samples_per_prompt, plan, timer)
+
+
+def kept_traces(groups: Sequence[RolloutGroup]) -> list[Trace]:
+    """The samples with a positive reward; a price on length never decides."""
+    return [
+        Trace(group.prompt.prompt_id, rollout.prompt_ids, rollout.completion_ids, task_value(score))
+        for group in groups
+        for rollout, score in zip(group.rollouts, group.scores, strict=True)
+        if isinstance(score, Score) and is_right(score)
+    ]
+
+
+def add_up(
+    before: dict[str, Any], groups: Sequence[RolloutGroup], *, step: int, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Counts and means from the first batch to this one."""
+    scored = [
+        (rollout, score) for group in groups for rollout, score in zip(group.rollouts, group.scores, strict=True)
+    ]
+    total = {
+        key: before.get(key, 0) + value
+        for key, value in {
+            "prompts": len(groups),
+            "samples": len(scored),
+            "scores_failed": sum(not isinstance(score, Score) for _, score in scored),
+            "kept": sum(is_right(score) for _, score in scored),
+            "tokens": sum(len(rollout.completion_ids) for rollout, _ in scored),
+        }.items()
+    }
+    valid = total["samples"] - total["scores_failed"]
+    return {
+        "stage": STAGE,
+        "step": step,
+        **total,
+        "accuracy": total["kept"] / max(valid, 1),
+        "tokens_mean": total["tokens"] / total["samples"],
+        **seconds,
+    }
+
+
+def read_traces(run_dir: Path) -> list[Trace]:
+    """All kept traces in the order of their prompts; ValueError where the stage has not run."""
+    paths = sorted((run_dir / STAGE).glob("part-*.jsonl"))
+    if not paths:
+        raise ValueError(f"{run_dir / STAGE} holds no traces: run the stage `traces` first (stages.run)")
+    return [trace_from_json(entry) for path in paths for entry in read_json_lines(path)[1:]]
+
+
+def part_path(run_dir: Path, index: int) -> Path:
+    return run_dir / STAGE / f"part-{index:05d}.jsonl"

@@ -1,0 +1,261 @@
+"""The policy update: recorded rollouts to optimizer steps on the base.
+
+    groups, advantages -> rows -> minibatches (one optimizer step each) -> micro-batches -> replay -> clipped loss
+
+Recorded latents are replayed as constants (method, section 5). Rows without a gradient (advantage 0 and
+no KL term) are not run through the model; their tokens still count in the normaliser, so leaving them out
+changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lrscale.config.stages import RlConfig
+from lrscale.latent import LatentMode, LatentPolicy
+from lrscale.objective import PolicyLoss, PolicyObjective, PolicyStats, loss_normaliser, policy_loss
+from lrscale.parallel.engine import Engine, NonFiniteError
+from lrscale.records import Rollout, RolloutGroup, Score, TrainBatch
+from lrscale.stages.batching import micro_batches, padded
+from lrscale.stages.randomness import shuffled
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """Everything but the data that decides an update."""
+
+    rl: RlConfig
+    mode: LatentMode
+    temperature: float
+    """The rollout's: log-probs are taken at it, or the ratio would not be that of the sampling policy."""
+    max_new_tokens: int
+    micro_batch_tokens: int
+    seed: int
+
+    @property
+    def replay_mode(self) -> LatentMode:
+        """Shuffled latents were recorded as they were used, so replaying them needs no shuffling."""
+        return "zero" if self.mode == "zero" else "real"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A scored sample of the update."""
+
+    name: str
+    """Prompt and sample, for error messages."""
+    rollout: Rollout
+    advantage: float
+    old_T: Tensor | None = None
+    """[T] recomputed log-probs of the completion, where the recipe asks for them."""
+    reference_T: Tensor | None = None
+
+    @property
+    def positions(self) -> int:
+        return len(self.rollout.prompt_ids) + len(self.rollout.completion_ids) + len(self.rollout.latents_LH)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What the optimizer steps of one RL step came to; means over them."""
+
+    loss: float
+    grad_norm: float
+    clip_share: float
+    kl: float
+    logprob_gap_mean: float
+    """|trainer - rollout| over the tokens of the first optimizer step, before any weight had moved."""
+    logprob_gap_max: float
+
+
+def update_policy(
+    engine: Engine,
+    rows: Sequence[Row],
+    settings: UpdateSettings,
+    *,
+    step: int,
+    learning_rate: float,
+    reference: LatentPolicy | None = None,
+) -> UpdateResult:
+    """`passes` x `minibatches` optimizer steps on the base.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite; names step and samples, no weight of that
+            optimizer step has moved.
+    """
+    config = settings.rl
+    live = [index for index, row in enumerate(rows) if row.advantage != 0.0 or config.kl.coefficient > 0]
+    rows = _with_fixed_logprobs(engine.policy, rows, live, settings, reference)
+    objective = PolicyObjective.from_config(config)
+    losses: list[float] = []
+    norms: list[float] = []
+    stats: list[PolicyStats] = []
+    gap: PolicyStats | None = None
+    for sweep in range(config.passes):
+        for part in minibatches(rows, config.minibatches, settings.seed, step, sweep):
+            summed, part_stats = _accumulate(engine, part, objective, settings, step)
+            if part_stats is None:
+                continue  # no row of it carries a gradient: momentum alone must not move the weights
+            try:
+                norms.append(engine.step("base", learning_rate=learning_rate, max_grad_norm=config.max_grad_norm))
+            except NonFiniteError as error:
+                raise NonFiniteError(f"RL step {step}: {error}; samples {_some(part)}") from error
+            losses.append(summed)
+            stats.append(part_stats)
+            gap = gap or part_stats
+    total = sum(stats[1:], start=stats[0]) if stats else None
+    return UpdateResult(
+        loss=sum(losses) / max(len(losses), 1),
+        grad_norm=sum(norms) / max(len(norms), 1),
+        clip_share=total.clip_share if total else 0.0,
+        kl=total.kl if total else 0.0,
+        logprob_gap_mean=gap.logprob_gap_mean if gap else 0.0,
+        logprob_gap_max=gap.logprob_gap_max if gap else 0.0,
+    )
+
+
+def scored_rows(groups_P: Sequence[RolloutGroup], advantages_PG: Tensor) -> list[Row]:
+    """The samples that have a score; failed ones carry no loss and count in no normaliser."""
+    return [
+        Row(f"{group.prompt.prompt_id}/{g}", rollout, float(advantages_PG[p, g]))
+        for p, group in enumerate(groups_P)
+        for g, (rollout, score) in enumerate(zip(group.rollouts, group.scores, strict=True))
+        if isinstance(score, Score)
+    ]
+
+
+def minibatches(rows: Sequence[Row], count: int, seed: int, step: int, sweep: int) -> list[list[Row]]:
+    """All rows in `count` nearly equal parts, drawn anew for each pass; parts that would be empty are left out."""
+    order = list(rows) if count == 1 else shuffled(rows, seed, "minibatch", step, sweep)
+    cuts = [len(order) * index // count for index in range(count + 1)]
+    return [order[start:stop] for start, stop in pairwise(cuts) if stop > start]
+
+
+def pack(rows: Sequence[Row], device: torch.device) -> TrainBatch:
+    """Rows to one right-padded batch."""
+    ids_BT, mask_BT = padded([(*row.rollout.prompt_ids, *row.rollout.completion_ids) for row in rows], device)
+    action_BT = _completion_columns(rows, [torch.ones(len(row.rollout.completion_ids)) for row in rows], ids_BT)
+    return TrainBatch(
+        input_ids_BT=ids_BT,
+        attention_mask_BT=mask_BT,
+        action_mask_BT=action_BT,
+        old_logprobs_BT=_completion_columns(rows, [row.rollout.logprobs_T for row in rows], ids_BT),
+        advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float64, device=device),
+        latents=tuple(row.rollout.latents_LH.to(device) for row in rows),
+    )
+
+
+def replay_logprobs(policy: LatentPolicy, batch: TrainBatch, settings: UpdateSettings) -> Tensor:
+    """[B, T] log-probs of the actions given the recorded latents; 0 elsewhere."""
+    out = policy.replay(batch.input_ids_BT, batch.attention_mask_BT, batch.latents, settings.replay_mode)
+    return policy.token_logprobs(
+        out.hidden_BTH, batch.input_ids_BT, settings.temperature, where_BT=batch.action_mask_BT
+    )
+
+
+def _accumulate(
+    engine: Engine, part: Sequence[Row], objective: PolicyObjective, settings: UpdateSettings, step: int
+) -> tuple[float, PolicyStats | None]:
+    """Gradients of one optimizer step. The normaliser counts every row of the part, skipped ones too."""
+    config = settings.rl
+    counts = torch.tensor(
+        [sum(len(row.rollout.completion_ids) for row in part), len(part)], dtype=torch.float64, device=engine.device
+    )
+    tokens, sequences = engine.sum_over_ranks(counts).tolist()
+    normaliser = loss_normaliser(
+        config.advantage,
+        action_tokens=tokens,
+        sequences=int(sequences),
+        max_new_tokens=settings.max_new_tokens,
+    )
+    live = [row for row in part if row.advantage != 0.0 or config.kl.coefficient > 0]
+    summed, stats = torch.zeros((), dtype=torch.float64), None
+    with engine.training("base"):
+        for indices in micro_batches([row.positions for row in live], settings.micro_batch_tokens):
+            rows = [live[index] for index in indices]
+            result = _loss_of(engine, rows, objective, settings, normaliser, step)
+            summed += result.loss.detach().double().cpu()
+            stats = result.stats if stats is None else stats + result.stats
+            engine.backward(result.loss)
+    return float(summed), stats
+
+
+def _loss_of(
+    engine: Engine,
+    rows: Sequence[Row],
+    objective: PolicyObjective,
+    settings: UpdateSettings,
+    normaliser: float,
+    step: int,
+) -> PolicyLoss:
+    batch = pack(rows, engine.device)
+    logprobs_BT = replay_logprobs(engine.policy, batch, settings)
+    result = policy_loss(
+        logprobs_BT,
+        batch,
+        objective,
+        normaliser=normaliser,
+        recomputed_BT=_optional_columns(rows, [row.old_T for row in rows], batch),
+        reference_BT=_optional_columns(rows, [row.reference_T for row in rows], batch),
+    )
+    if not bool(torch.isfinite(result.loss)):
+        bad = [row for row, sums in zip(rows, logprobs_BT.sum(1), strict=True) if not bool(sums.isfinite())]
+        raise NonFiniteError(
+            f"RL step {step}: loss is {float(result.loss.detach())}; samples {_some(bad or rows)}. "
+            "No weight of this update was changed; lower the learning rate or max_grad_norm"
+        )
+    return result
+
+
+@torch.no_grad()
+def _with_fixed_logprobs(
+    policy: LatentPolicy,
+    rows: Sequence[Row],
+    live: Sequence[int],
+    settings: UpdateSettings,
+    reference: LatentPolicy | None,
+) -> list[Row]:
+    """Rows with the log-probs that stay fixed during the update: recomputed old ones, the reference's."""
+    done = list(rows)
+    if settings.rl.importance.old_logprobs == "recomputed":
+        for index, values_T in _fixed_logprobs(policy, rows, live, settings):
+            done[index] = replace(done[index], old_T=values_T)
+    if reference is not None:
+        for index, values_T in _fixed_logprobs(reference, rows, live, settings):
+            done[index] = replace(done[index], reference_T=values_T)
+    return done
+
+
+def _fixed_logprobs(
+    policy: LatentPolicy, rows: Sequence[Row], live: Sequence[int], settings: UpdateSettings
+) -> Iterable[tuple[int, Tensor]]:
+    for indices in micro_batches([rows[index].positions for index in live], settings.micro_batch_tokens):
+        chosen = [live[index] for index in indices]
+        batch = pack([rows[index] for index in chosen], policy.device)
+        logprobs_BT = replay_logprobs(policy, batch, settings)
+        for index, values_T in zip(chosen, logprobs_BT, strict=True):
+            start = len(rows[index].rollout.prompt_ids)
+            yield index, values_T[start : start + len(rows[index].rollout.completion_ids)].cpu()
+
+
+def _optional_columns(rows: Sequence[Row], values: Sequence[Tensor | None], batch: TrainBatch) -> Tensor | None:
+    present = [value for value in values if value is not None]
+    return _completion_columns(rows, present, batch.input_ids_BT) if len(present) == len(rows) else None
+
+
+def _completion_columns(rows: Sequence[Row], values: Sequence[Tensor], like_BT: Tensor) -> Tensor:
+    """[B, T] with each row's values at the columns of its completion, 0 elsewhere."""
+    columns_BT = torch.zeros(like_BT.shape, dtype=values[0].dtype)
+    for index, (row, value_T) in enumerate(zip(rows, values, strict=True)):
+        start = len(row.rollout.prompt_ids)
+        columns_BT[index, start : start + len(value_T)] = value_T
+    return columns_BT.to(like_BT.device)
+
+
+def _some(rows: Sequence[Row]) -> str:
+    return ", ".join(row.name for row in rows[:3]) + (" ..." if len(rows) > 3 else "")

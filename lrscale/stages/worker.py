@@ -1,0 +1,205 @@
+"""The job: runs the stages of a run directory and resumes them exactly.
+
+    python -m lrscale.stages.worker RUN_DIR
+
+The run directory is all that it is given. Exit codes: 0 done, 2 usage, 3 the recipe asks for something
+that does not work, 6 the run failed, 7 no such run, 75 another worker is at it, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lrscale.config.recipe import Recipe
+from lrscale.parallel.checkpoint import CheckpointError
+from lrscale.parallel.engine import NonFiniteError
+from lrscale.parallel.ranks import Ranks
+from lrscale.report.table import print_summary
+from lrscale.reward.scorer import RewardBudgetError
+from lrscale.stages.parts import build_parts
+from lrscale.stages.pipeline import run_stages
+from lrscale.stages.rollout_io import write_json
+from lrscale.stages.run_log import logger
+from lrscale.stages.sampling import NonFiniteSampleError
+
+BAD_RECIPE, FAILED, NOT_FOUND, TRY_LATER, INTERRUPTED = 3, 6, 7, 75, 130
+
+_KNOWN = (CheckpointError, NonFiniteError, NonFiniteSampleError, RewardBudgetError, OSError)
+"""Failures whose message says what happened and what to do."""
+
+
+class LockedError(RuntimeError):
+    """Another worker holds the run directory."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run or resume; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lrscale.stages.worker", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run_dir", type=Path, help="a run directory with recipe.json")
+    run_dir: Path = parser.parse_args(arguments).run_dir
+    if not (run_dir / "recipe.json").is_file():
+        _tell(f"error: {run_dir} is no run directory: it has no recipe.json (lrscale launch makes one)")
+        return NOT_FOUND
+    try:
+        with locked(run_dir / "lock"):
+            return attempt(run_dir)
+    except LockedError as error:
+        _tell(f"error: {error}")
+        return TRY_LATER
+
+
+def attempt(run_dir: Path) -> int:
+    """One start of the job, under the lock: logged to attempts/N, its end in attempts/N/exit.json."""
+    if (run_dir / "done.json").is_file():
+        _tell(f"{run_dir} is finished; nothing to do")
+        print_summary([run_dir])
+        return 0
+    folder = new_attempt(run_dir / "attempts")
+    with logged_to(folder / f"rank{Ranks.from_environment().rank}.log"):
+        started = time.time()
+        code, reason = guarded_run(run_dir, folder)
+        write_json(folder / "exit.json", {"code": code, "reason": reason, "started": started, "ended": time.time()})
+    return code
+
+
+def guarded_run(run_dir: Path, folder: Path) -> tuple[int, str]:
+    """Run to the end or to an error that people can read; the traceback goes to the attempt's log."""
+    try:
+        with termination_interrupts():
+            run(run_dir)
+        return 0, "done"
+    except KeyboardInterrupt:
+        logger.info("interrupted")
+        _tell(f"interrupted; launch {run_dir} again to go on from the last checkpoint")
+        return INTERRUPTED, "interrupted"
+    except ValueError as error:
+        return _failed(error, run_dir, folder, BAD_RECIPE)
+    except _KNOWN as error:
+        return _failed(error, run_dir, folder, FAILED)
+    except Exception as error:  # noqa: BLE001 - the last handler: whatever it is, the log gets all of it
+        logger.error(traceback.format_exc())
+        _tell(f"error: {type(error).__name__}: {error}\n  this is a bug in lrscale or in a library under it; "
+              f"the traceback is in {folder}. Launch again to go on from the last checkpoint")  # fmt: skip
+        return FAILED, f"{type(error).__name__}: {error}"
+
+
+def run(run_dir: Path) -> None:
+    """Build the parts, run the stages, report."""
+    recipe = Recipe.model_validate_json((run_dir / "recipe.json").read_text(encoding="utf-8"))
+    parts = build_parts(recipe, run_dir)
+    try:
+        run_stages(parts)
+    finally:
+        parts.log.close()
+    if recipe.report.html:
+        from lrscale.report.page import write_report  # charts take a second to import
+
+        write_report([run_dir], run_dir / "report.html")
+    write_json(run_dir / "done.json", {"arms": list(recipe.stages.rl.arms), "finished": time.time()})
+    print_summary([run_dir])
+
+
+def new_attempt(folder: Path) -> Path:
+    """attempts/N for the next N, with `latest` pointing to it."""
+    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+    attempt_folder = folder / str(max(numbers, default=0) + 1)
+    attempt_folder.mkdir(parents=True)
+    link = folder / ".tmp-latest"
+    link.unlink(missing_ok=True)
+    link.symlink_to(attempt_folder.name)
+    link.replace(folder / "latest")
+    return attempt_folder
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run directory for this process; the system lets go of it however the process ends.
+
+    Raises:
+        LockedError: another process holds it; the message names it.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise LockedError(
+                f"{path.parent} is being run by {holder}; wait for it, or stop it and launch again"
+            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Everything the run says goes to the file; warnings, Python's included, also to the terminal."""
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    terminal = _TerminalHandler(logging.WARNING)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    captured = logging.getLogger("py.warnings")
+    logging.captureWarnings(capture=True)
+    for log in (logger, captured):
+        log.addHandler(file)
+    logger.addHandler(terminal)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        for log in (logger, captured):
+            log.removeHandler(file)
+        logger.removeHandler(terminal)
+        file.close()
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: schedulers send it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes to whatever sys.stderr is now, so that a progress bar can step aside."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+def _failed(error: Exception, run_dir: Path, folder: Path, code: int) -> tuple[int, str]:
+    logger.info(traceback.format_exc())
+    _tell(f"error: {error}\n  traceback: {folder}; when mended, launch {run_dir} again to go on from the last checkpoint")
+    return code, f"{type(error).__name__}: {error}"
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("default", category=UserWarning)
+    sys.exit(main())
