@@ -123,4 +123,6 @@ def missing_files(recipe: Recipe) -> Iterator[Conflict]:
             yield Conflict(key, f"no such file: {path}", "a relative path starts at the folder of its recipe")
     for key, path in ((("model", "path"), recipe.model.path), (("task", "path"), getattr(recipe.task, "path", ""))):
         if path.startswith("/") and not Path(path).exists():
-            yield Conflict(key, f"no such file or folder: {path}", "give a hub id (organisation/name) or a folder that is there")
+            yield Conflict(
+                key, f"no such file or folder: {path}", "give a hub id (organisation/name) or a folder that is there"
+            )

@@ -38,7 +38,9 @@ def read_overrides(overrides: Sequence[str]) -> Document:
             continue
         clash = _clash(document.values, single.values, ())
         if clash is not None:
-            problems.append(Problem(place, dotted(clash), f"{dotted(clash)} was set to a value by another --set as well"))
+            problems.append(
+                Problem(place, dotted(clash), f"{dotted(clash)} was set to a value by another --set as well")
+            )
             continue
         document = compose([document, single])
     if problems:

@@ -149,7 +149,9 @@ def _problem(details: ErrorDetails, values: Mapping[str, Any], places: Mapping[K
         return Problem(place, name, f"{name} is missing; needs {takes}", _description(field))
     given_key = key[:-1] if kind == "missing" else key
     element = len(given_key) > 0 and isinstance(given_key[-1], int)
-    words = f"{dotted(given_key)} is {_shown(_at(values, given_key))}; allowed{' for the list' if element else ''}: {takes}"
+    words = (
+        f"{dotted(given_key)} is {_shown(_at(values, given_key))}; allowed{' for the list' if element else ''}: {takes}"
+    )
     return Problem(place, dotted(given_key), words, _description(field))
 
 
@@ -163,7 +165,9 @@ def _unknown_key(key: Key, values: Mapping[str, Any], place: Place) -> Problem:
     known = section or Recipe
     prefix = "".join(f"{part}." for part in key[:-1])
     kind = f" (kind: {kind_of(known)})" if kind_of(known) else ""
-    message = f"unknown key {dotted(key)}; {prefix.rstrip('.') or 'a recipe'}{kind} has: {', '.join(known.model_fields)}"
+    message = (
+        f"unknown key {dotted(key)}; {prefix.rstrip('.') or 'a recipe'}{kind} has: {', '.join(known.model_fields)}"
+    )
     return Problem(place, dotted(key), message, suggestion(str(key[-1]), known, prefix))
 
 
@@ -176,7 +180,9 @@ def _key(location: tuple[str | int, ...], values: Any) -> Key:
         part = rest.pop(0)
         key.append(part)
         field = section.model_fields.get(str(part)) if section is not None else None
-        inside = isinstance(values, Mapping) or (isinstance(values, list) and isinstance(part, int) and part < len(values))
+        inside = isinstance(values, Mapping) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        )
         values = (values.get(part) if isinstance(values, Mapping) else values[int(part)]) if inside else None
         section = pick(field, values) if field is not None else None
         if field is not None and len(variants(field.annotation)) > 1 and rest:

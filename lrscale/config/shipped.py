@@ -34,3 +34,9 @@ def find_recipe(name: str | Path) -> Path:
     hint = f"did you mean {near[0]}? " if near else ""
     message = f"the recipe {reason}: {name}"
     raise RecipeNotFoundError([Problem(Place(str(name)), "", message, f"{hint}shipped recipes: {', '.join(shipped)}")])
+
+
+def summary(path: Path) -> str:
+    """A recipe's first comment line, up to the end of its first sentence."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").partition(". ")[0].rstrip(".")

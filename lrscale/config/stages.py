@@ -142,5 +142,7 @@ class StagesConfig(Section):
     def _stages_in_order(self) -> StagesConfig:
         order = get_args(StageName)
         if list(self.run) != [name for name in order if name in self.run]:
-            raise ValueError(f"run: name each stage once and in this order: {', '.join(order)} (given {list(self.run)})")
+            raise ValueError(
+                f"run: name each stage once and in this order: {', '.join(order)} (given {list(self.run)})"
+            )
         return self
