@@ -127,7 +127,9 @@ def write_overview(runs: Sequence[Run], arms: Sequence[ArmSummary], path: Path) 
     figure = _figure(PNG_INK, 11.0, 7.4)
     with _style(PNG_INK):
         grid = figure.add_gridspec(2, 3, width_ratios=(1, 1, 1), height_ratios=(1.25, 1))
-        panels.accuracy_against_length(figure.add_subplot(grid[0, :2]), arms, PNG_INK)
+        first = figure.add_subplot(grid[0, :2])
+        panels.accuracy_against_length(first, arms, PNG_INK)
+        first.set_title("Accuracy against length (hollow: before RL, filled: after, 95 % bars)")
         panels.heldout(figure.add_subplot(grid[0, 2]), runs[0], PNG_INK)
         for column, (field, title) in enumerate(panels.CURVES[1:]):
             panels.curve(figure.add_subplot(grid[1, column]), runs, field, title, PNG_INK)

@@ -44,7 +44,6 @@ def accuracy_against_length(ax: Any, arms: Sequence[ArmSummary], ink: Ink) -> No
                     "linestyle": run_dash(runs.index(arm.run)),
                 },
             )  # fmt: skip
-    ax.set_title("Accuracy against length")
     ax.set_xlabel("positions a completion (discrete tokens + latent steps)")
     ax.set_ylabel("accuracy, %")
     ax.margins(x=0.08, y=0.08)
@@ -87,7 +86,7 @@ def shared_legend(figure: Any, runs: Sequence[Run], ink: Ink, *, place: str = "u
         handles += [
             _line_handle(literal(run.label), ink["muted"], dash=run_dash(number)) for number, run in enumerate(runs)
         ]
-    figure.legend(handles=handles, loc=f"outside {place}", ncols=min(6, len(handles)))
+    figure.legend(handles=handles, loc=f"outside {place}", ncols=min(4, len(handles)))
 
 
 def histogram(ax: Any, arm: ArmSummary, field: str, ink: Ink) -> None:
@@ -106,7 +105,7 @@ def histogram(ax: Any, arm: ArmSummary, field: str, ink: Ink) -> None:
     ax.set_title(arm_title(arm.arm) if field == "marker_histogram" else "", color=ink[arm.arm])
     ax.set_xlabel("markers" if field == "marker_histogram" else "N")
     ax.grid(axis="x", visible=False)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(ax)
 
 
 def sft_curve(ax: Any, run: Run, field: str, title: str, ink: Ink) -> None:
@@ -157,18 +156,28 @@ def heldout(ax: Any, run: Run, ink: Ink) -> None:
                     linewidth=1.3,
                 )
     if losses:
+        handles = [
+            _line_handle(field.removeprefix("loss_"), ink["muted"], dash=dash, marker=marker)
+            for field, dash, marker in kinds
+        ]
         ax.legend(
-            handles=[
-                _line_handle(field.removeprefix("loss_"), ink["muted"], dash=dash, marker=marker) for field, dash, marker in kinds
-            ],
-            loc="best", fontsize=8,
-        )  # fmt: skip
+            handles=handles,
+            loc="upper center",
+            ncols=3,
+            fontsize=8,
+            columnspacing=1.0,
+            handlelength=2.2,
+            handletextpad=0.4,
+        )
     else:
         _nothing(ax, ink)
     ax.set_title("Held-out loss")
     ax.set_xlabel("refresh")
-    ax.margins(x=0.1, y=0.15)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.margins(x=0.1, y=0.1)
+    if losses:
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(bottom, top + 0.16 * (top - bottom))  # room for the legend
+        _whole_numbers(ax)
 
 
 def phases(ax: Any, runs: Sequence[Run], ink: Ink) -> None:
@@ -216,6 +225,12 @@ def running_mean(values: Sequence[float], half_width: int) -> list[float]:
 def literal(text: str) -> str:
     """matplotlib reads $...$ as mathematics; names of runs are no formulas."""
     return text.replace("$", r"\$")
+
+
+def _whole_numbers(ax: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def _nothing(ax: Any, ink: Ink) -> None:

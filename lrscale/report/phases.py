@@ -54,14 +54,15 @@ def _stage_time(
             cpu.append(float(line["cpu_s"]))
     for line in evaluations:
         seconds["evaluate"] = seconds.get("evaluate", 0.0) + float(line.get("evaluate_s") or 0.0)
-    return StageTime(name, {phase: seconds[phase] for phase in _in_order(seconds)}, sum(cpu) if cpu else None)
+    return StageTime(name, {phase: seconds[phase] for phase in in_order(seconds)}, sum(cpu) if cpu else None)
 
 
 def _is_phase(key: str) -> bool:
     return key.endswith("_s") and not key.endswith("cpu_s") and key != "step_s"
 
 
-def _in_order(phases: Iterable[str]) -> list[str]:
+def in_order(phases: Iterable[str]) -> list[str]:
+    """Known phases as a step runs them, then others by name, then `other`."""
     found = set(phases)
     known = [phase for phase in PHASE_ORDER if phase in found]
     extra = sorted(found - {*PHASE_ORDER, "other"})

@@ -15,8 +15,8 @@ Metrics = Mapping[str, Any]
 ARM_TITLES = {
     "latent": "latent",
     "discrete": "discrete",
-    "zero_latent": "zero latents",
-    "shuffled_latent": "shuffled latents",
+    "zero_latent": "zero latent",
+    "shuffled_latent": "shuffled latent",
 }
 
 

@@ -11,14 +11,27 @@ from typing import Any
 
 from lrscale.report.chart_style import COLOURS
 from lrscale.report.charts import Chart
-from lrscale.report.phases import stage_times
+from lrscale.report.phases import in_order, stage_times
 from lrscale.report.rollouts import latent_html, rollout_html, shown_rollouts
 from lrscale.report.runs import Run, arm_title, section
-from lrscale.report.summary import ArmSummary, gain_sentence, gains_kept, heldout_losses, heldout_sentence
-from lrscale.report.table import MISSING, Cells, count, heldout_cells, shared_minutes, summary_cells
+from lrscale.report.summary import ArmSummary, gains_kept, heldout_losses, heldout_sentence
+from lrscale.report.table import (
+    MISSING,
+    Cells,
+    across_runs_cells,
+    count,
+    heldout_cells,
+    said,
+    shared_minutes,
+    summary_cells,
+)
 from lrscale.report.timing import duration
 
 STAGES = (("traces", "traces"), ("projector_sft", "projector SFT"), ("rl", "RL"), ("evaluate", "evaluation"))
+
+
+CONTROLS = ("zero_latent", "shuffled_latent")
+"""Arms that are there to be beaten."""
 
 
 def escape(value: Any) -> str:
@@ -27,13 +40,18 @@ def escape(value: Any) -> str:
 
 def what_was_run(runs: Sequence[Run]) -> str:
     """Recipe, model, task, seed, versions, and how far each stage came."""
-    parts = []
-    for run in runs:
-        if len(runs) > 1:
-            parts.append(f"<h3>{escape(run.label)}</h3>")
-        parts.append(_facts_list(_run_facts(run)))
-        parts.append(f'<ul class="stages">{"".join(_stage_states(run))}</ul>')
-    return "".join(parts)
+    if len(runs) == 1:
+        return _facts_list(_run_facts(runs[0])) + f'<ul class="stages">{"".join(_stage_states(runs[0]))}</ul>'
+    columns = [dict(_run_facts(run)) for run in runs]
+    names = list(dict.fromkeys(name for facts in columns for name in facts))
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *(run.label for run in runs)))
+    body = [
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{escape(facts.get(name, MISSING))}</td>' for facts in columns)}</tr>"
+        for name in names
+    ]
+    states = "".join(f'<td><ul class="stages">{"".join(_stage_states(run))}</ul></td>' for run in runs)
+    body.append(f"<tr><td>stages</td>{states}</tr>")
+    return f'<div class="scroll"><table class="facts"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def results(arms: Sequence[ArmSummary]) -> str:
@@ -47,9 +65,12 @@ def results(arms: Sequence[ArmSummary]) -> str:
         "before → after RL. RL tokens: discrete tokens trained on.</p>"
     )
     kept = gains_kept(arms)
+    across = across_runs_cells(arms, kept)
+    if across:
+        parts.append(f"<h3>Over the runs: mean (least to most)</h3>{table_html(across)}")
     for item in kept:
-        kind = "kept undefined" if item.share is None else "kept"
-        parts.append(f'<p class="{kind}">{escape(gain_sentence(item))}</p>')
+        kind = "control" if item.arm.arm in CONTROLS else "kept undefined" if item.share is None else "kept"
+        parts.append(f'<p class="{kind}">{escape(said(item, runs))}</p>')
     if kept:
         parts.append(
             '<p class="note">Share kept: (arm after − discrete before) / (discrete after − discrete before), '  # noqa: RUF001
@@ -79,8 +100,8 @@ def projector(run: Run, chart: Chart | None) -> str:
     scales = [line["latent_scale"] for line in run.lines("projector_sft") if line.get("latent_scale") is not None]
     if scales:
         parts.append(
-            f"<p>Latent scale, rms(latent) / rms(embedding): {scales[0]:.3g} at first, {scales[-1]:.3g} at last "
-            f"(between {min(scales):.3g} and {max(scales):.3g}).</p>"
+            f"<p>Latent scale, rms(latent) / rms(embedding): {scales[0]:#.3g} at first, {scales[-1]:#.3g} at last "
+            f"(between {min(scales):#.3g} and {max(scales):#.3g}).</p>"
         )
         if not 0.1 <= scales[-1] <= 10.0:
             parts.append(
@@ -93,7 +114,7 @@ def time_by_phase(runs: Sequence[Run], chart: Chart | None) -> str:
     rows = [(run, time) for run in runs for time in stage_times(run)]
     if not rows:
         return missing("No stage has recorded its time yet.")
-    phases = list(dict.fromkeys(phase for _, time in rows for phase in time.seconds))
+    phases = in_order(phase for _, time in rows for phase in time.seconds)
     cells = Cells(
         ("stage", *phases, "total", "CPU"),
         tuple(
@@ -222,24 +243,35 @@ def _stage_states(run: Run) -> list[str]:
     wanted = planned if isinstance(planned, list) else [name for name, _ in STAGES]
     states = []
     for name, title in STAGES:
-        lines = len(run.lines(name))
-        if name not in wanted and not lines:
+        begun = bool(run.lines(name))
+        if name not in wanted and not begun:
             states.append(f'<li class="waiting">{title}: not in the recipe</li>')
-        elif not lines:
+        elif not begun:
             states.append(f'<li class="waiting">{title}: {"nothing recorded" if run.finished else "not yet"}</li>')
-        elif name == "rl":
-            arms = [_rl_state(run, arm) for arm in run.arms]
-            states.append(f"<li>RL: {escape(', '.join(arms))}</li>")
         else:
-            states.append(f"<li>{title}: {lines:,} {'line' if lines == 1 else 'lines'}</li>")
+            states.append(f"<li>{title}: {escape(_stage_words(run, name))}</li>")
     states.append("<li>finished</li>" if run.finished else '<li class="waiting">not finished</li>')
     return states
 
 
-def _rl_state(run: Run, arm: str) -> str:
-    lines = run.lines("rl", arm=arm)
+def _stage_words(run: Run, name: str) -> str:
+    """How far a stage that has begun has come."""
+    lines = run.lines(name)
+    last = lines[-1]
+    if name == "traces":
+        return f"{count(last.get('kept'))} of {count(last.get('samples'))} samples kept"
+    if name == "projector_sft":
+        refreshes = len({(line.get("arm"), line.get("refresh")) for line in lines if line.get("arm")})
+        return f"{len(run.lines(name, arm=None))} steps" + (
+            f", then {refreshes} refresh{'' if refreshes == 1 else 'es'}" if refreshes else ""
+        )
+    if name == "evaluate":
+        after = {line.get("arm") for line in lines if line.get("when") == "after"}
+        return f"{len(after)} of {len(run.arms)} arms after RL"
     planned = section(run.recipe, "stages", "rl").get("steps")
-    return f"{arm_title(arm)} {lines[-1]['step'] if lines else 0}{f'/{planned}' if planned is not None else ''}"
+    of_planned = f"/{planned}" if planned is not None else ""
+    done = {arm: run.lines("rl", arm=arm) for arm in run.arms}
+    return ", ".join(f"{arm_title(arm)} {steps[-1]['step'] if steps else 0}{of_planned}" for arm, steps in done.items())
 
 
 def _joined(part: Mapping[str, Any], *keys: str) -> str:

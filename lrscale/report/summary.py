@@ -143,6 +143,7 @@ def heldout_losses(run: Run) -> list[Heldout]:
 def gain_sentence(kept: GainKept) -> str:
     """What may be said about the share of the gain, and no more."""
     arm, discrete = kept.arm, kept.discrete
+    title = arm_title(arm.arm)
     whose = "" if arm.run is discrete.run else f" (of run {discrete.run.label})"
     gain = (
         f"{100 * kept.discrete_gain:+.1f} points "
@@ -151,16 +152,19 @@ def gain_sentence(kept: GainKept) -> str:
     if kept.share is None:
         why = "it gained nothing" if kept.discrete_gain_high <= 0 else "its 95 % interval includes 0"
         text = (
-            f"The share of the discrete arm's gain kept by the {arm_title(arm.arm)} arm is not defined: "
+            f"The share of the discrete arm's gain kept by the {title} arm is not defined: "
             f"discrete RL{whose} moved accuracy by {gain}, and {why}."
         )
     else:
         low, high = 100 * (kept.share_low or 0.0), 100 * (kept.share_high or 0.0)
-        text = (
-            f"The {arm_title(arm.arm)} arm keeps {100 * kept.share:.0f} % [{low:.0f}, {high:.0f}] of the discrete arm's gain"
-            f"{whose} of {gain}"
-        )
-        text += ", measured from the same base." if kept.share >= 0 else ": it ends below the base."
+        share = f"{100 * kept.share:.0f} % [{low:.0f}, {high:.0f}]"
+        if kept.share >= 0:
+            text = f"The {title} arm keeps {share} of the discrete arm's gain{whose} of {gain}, measured from the same base."
+        else:
+            text = (
+                f"The {title} arm keeps none of the discrete arm's gain{whose} of {gain}: "
+                f"it ends below the base, at {share} of that gain."
+            )
     if kept.token_ratio is not None:
         text += f" It trained on {kept.token_ratio:.2f} times the discrete arm's RL tokens."
     if not (arm.finished and discrete.finished):
@@ -248,11 +252,12 @@ def _discrete_for(arm: ArmSummary, arms: Sequence[ArmSummary]) -> ArmSummary | N
     own = [other for other in candidates if other.run is arm.run]
     if own:
         return own[0]
-    alike = [other for other in candidates if _compared_on(other.run) == _compared_on(arm.run)]
+    alike = [other for other in candidates if compared_on(other.run) == compared_on(arm.run)]
     return alike[0] if len(alike) == 1 else None
 
 
-def _compared_on(run: Run) -> list[object]:
+def compared_on(run: Run) -> list[object]:
+    """What two runs must share for their accuracies to be compared: model, task and evaluation."""
     parts = ("model",), ("task",), ("stages", "evaluate")
     return [dict(section(run.recipe, *names)) for names in parts]
 

@@ -15,6 +15,8 @@ from lrscale.report.runs import Run, arm_title, load_runs
 from lrscale.report.summary import (
     ArmSummary,
     Evaluation,
+    GainKept,
+    compared_on,
     gain_sentence,
     gains_kept,
     heldout_losses,
@@ -92,8 +94,12 @@ def print_summary(run_dirs: Iterable[Path | str], console: Console | None = None
     title = ", ".join(run.label if run.finished else f"{run.label} (not finished)" for run in runs)
     _print_cells(console, summary_cells(arms), title)
     _say(console, "Brackets: 95 % intervals. Tokens and latent steps: means a completion, before → after RL.")
-    for kept in gains_kept(arms):
-        _say(console, gain_sentence(kept))
+    kept = gains_kept(arms)
+    across = across_runs_cells(arms, kept)
+    if across:
+        _print_cells(console, across, "Over the runs: mean (least to most)")
+    for item in kept:
+        _say(console, said(item, runs))
     for run in runs:
         minutes = shared_minutes(run)
         if minutes:
@@ -102,6 +108,55 @@ def print_summary(run_dirs: Iterable[Path | str], console: Console | None = None
         if losses:
             _print_cells(console, heldout_cells(run, newest_only=True), f"Held-out loss after markers, {run.label}")
             _say(console, heldout_sentence(losses[0]))
+
+
+def across_runs_cells(arms: Sequence[ArmSummary], kept: Sequence[GainKept]) -> Cells | None:
+    """Arms that several runs have, each figure as mean and range over the runs; None where runs are not comparable."""
+    runs = list({id(arm.run): arm.run for arm in arms}.values())
+    if len(runs) < 2 or any(compared_on(run) != compared_on(runs[0]) for run in runs):
+        return None
+    header = (
+        "arm",
+        "runs",
+        "accuracy before, %",
+        "accuracy after, %",
+        "tokens after",
+        "latent steps after",
+        "gain kept, %",
+    )
+    rows = []
+    for name in dict.fromkeys(arm.arm for arm in arms):
+        pairs = [(arm.before, arm.after) for arm in arms if arm.arm == name and arm.before and arm.after]
+        shares = [item.share for item in kept if item.arm.arm == name]
+        if len(pairs) < 2:
+            continue
+        known = [100 * share for share in shares if share is not None]
+        left_out = len(shares) - len(known)
+        gain = mean_and_range(known) + (f", {left_out} not defined" if left_out and known else "")
+        rows.append(
+            (
+                arm_title(name),
+                str(len(pairs)),
+                mean_and_range([100 * before.accuracy for before, _ in pairs]),
+                mean_and_range([100 * after.accuracy for _, after in pairs]),
+                mean_and_range([after.tokens_mean for _, after in pairs]),
+                mean_and_range([after.latent_steps_mean for _, after in pairs]),
+                gain if known or not shares else "not defined",
+            )
+        )
+    return Cells(header, tuple(rows)) if rows else None
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """`80.3 (79.9 to 80.7)`; a dash for none."""
+    if not values:
+        return MISSING
+    return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def said(kept: GainKept, runs: Sequence[Run]) -> str:
+    """The sentence on the gain kept, with the run's name where there are several."""
+    return gain_sentence(kept) if len(runs) == 1 else f"{kept.arm.run.label}: {gain_sentence(kept)}"
 
 
 def shared_minutes(run: Run) -> str:
