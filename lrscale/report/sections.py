@@ -51,7 +51,7 @@ def what_was_run(runs: Sequence[Run]) -> str:
     ]
     states = "".join(f'<td><ul class="stages">{"".join(_stage_states(run))}</ul></td>' for run in runs)
     body.append(f"<tr><td>stages</td>{states}</tr>")
-    return f'<div class="scroll"><table class="facts"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    return f'<div class="scroll"><table class="compare"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def results(arms: Sequence[ArmSummary]) -> str:
