@@ -53,9 +53,23 @@ class ProjectorFields:
 
 
 def load_base(path: str, **kwargs: object) -> PreTrainedModel:
-    """AutoModelForCausalLM without remote code, and without a complaint about the projector's tensors."""
+    """AutoModelForCausalLM without remote code, and without a complaint about the projector's tensors.
+
+    Raises:
+        ValueError: the checkpoint lacks tensors, or holds some of another shape. transformers would
+            make them up and only warn.
+    """
     with _quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **kwargs)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    lacking = sorted(found["missing_keys"]) + [str(key) for key in found["mismatched_keys"]]
+    if lacking:
+        raise ValueError(
+            f"{path} lacks {len(lacking)} tensors that {type(model).__name__} needs, or holds them in another shape: "
+            f"{', '.join(lacking[:3])}. The checkpoint is damaged or belongs to another config.json"
+        )
+    return model
 
 
 def load_projector_tensors(path: str) -> dict[str, Tensor]:

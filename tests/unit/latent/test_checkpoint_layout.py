@@ -89,6 +89,20 @@ def test_a_litereason_checkpoint_without_projector_tensors_is_refused(tmp_path):
         LatentPolicy.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["missing", "shape"])
+def test_a_checkpoint_that_lacks_base_tensors_is_refused(damage, tmp_path):
+    """transformers fills them with random numbers and warns; a run would train noise."""
+    live_policy("llama", torch.float32).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensor = tensors.pop(name)
+    if damage == "shape":
+        tensors[name] = tensor[:5].clone()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 tensors.*up_proj"):
+        LatentPolicy.from_pretrained(tmp_path)
+
+
 def test_warm_start_copies_the_last_mlp_and_shares_nothing():
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", len(tokenizer))
