@@ -122,6 +122,8 @@ def across_runs_cells(arms: Sequence[ArmSummary], kept: Sequence[GainKept]) -> C
         "accuracy after, %",
         "tokens after",
         "latent steps after",
+        "RL tokens",
+        "minutes",
         "gain kept, %",
     )
     rows = []
@@ -130,6 +132,9 @@ def across_runs_cells(arms: Sequence[ArmSummary], kept: Sequence[GainKept]) -> C
         shares = [item.share for item in kept if item.arm.arm == name]
         if len(pairs) < 2:
             continue
+        own = [arm for arm in arms if arm.arm == name]
+        tokens = [arm.train_tokens / 1000 for arm in own if arm.train_tokens]
+        minutes = [arm.minutes for arm in own if arm.minutes is not None]
         known = [100 * share for share in shares if share is not None]
         left_out = len(shares) - len(known)
         gain = mean_and_range(known) + (f", {left_out} not defined" if left_out and known else "")
@@ -141,6 +146,8 @@ def across_runs_cells(arms: Sequence[ArmSummary], kept: Sequence[GainKept]) -> C
                 mean_and_range([100 * after.accuracy for _, after in pairs]),
                 mean_and_range([after.tokens_mean for _, after in pairs]),
                 mean_and_range([after.latent_steps_mean for _, after in pairs]),
+                mean_and_range(tokens) + " k" if tokens else MISSING,
+                mean_and_range(minutes) if minutes else MISSING,
                 gain if known or not shares else "not defined",
             )
         )
