@@ -58,6 +58,14 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
     return policy.to(device)
 
 
+def checkpoint_projector(model: ModelConfig) -> ProjectorConfig:
+    """The projector that a LiteReason checkpoint brings; the defaults for a plain model. ValueError as `load_policy`."""
+    fields = ProjectorFields.read(_load_config(_source(model.path), model.path))
+    if fields is None:
+        return ProjectorConfig()
+    return ProjectorConfig(kind=fields.kind, layers=fields.layers, max_latent_steps=fields.max_latent_steps)
+
+
 def _device(wanted: str) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

@@ -1,26 +1,37 @@
 """Accuracy and length on held-out prompts, in RL and on its own.
 
-    python -m lrscale.stages.evaluate RUN|MODEL [--recipe-json FILE] [--arm ARM]
+    python -m lrscale.stages.evaluate RUN|MODEL [--recipe-json FILE]
 
-prints one JSON object a model on stdout and a table on stderr.
+evaluates the model of every finished arm of a run, or one model: one JSON object each on stdout, a table on
+stderr. A model that has a projector is decoded as the arm `latent`, a plain one as `discrete`, one in
+a folder that is called after an arm as that arm.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from lrscale.config.recipe import Recipe
 from lrscale.config.stages import Arm
 from lrscale.latent import LatentPolicy
+from lrscale.parallel.loading import checkpoint_projector, load_policy
+from lrscale.parallel.ranks import set_threads
 from lrscale.records import RolloutGroup, Score
 from lrscale.report.metrics import wilson_interval
+from lrscale.report.table import Cells, plain_table
 from lrscale.report.timing import PhaseTimer
 from lrscale.rollout.engine import SamplingPlan
+from lrscale.stages.parts import Parts, build_sampler
 from lrscale.stages.randomness import stream_seed
 from lrscale.stages.rollout_io import json_lines, shown, write_whole
+from lrscale.stages.run_log import Display
 from lrscale.stages.sampling import ARMS, Sampler, completion_markers, is_right, mean
 
 STAGE = "evaluate"
@@ -109,7 +120,7 @@ def evaluation_line(metrics: dict[str, Any]) -> str:
     )
 
 
-def evaluate_and_record(parts: Any, arm: Arm, *, step: int, when: When) -> None:
+def evaluate_and_record(parts: Parts, arm: Arm, *, step: int, when: When) -> None:
     """Evaluate inside a run: metrics, one line, and the rollouts that the report shows."""
     evaluation = evaluate_arm(parts.sampler, parts.recipe, arm, step=step, when=when)
     parts.log.record(evaluation.metrics)
@@ -123,3 +134,101 @@ def evaluate_and_record(parts: Any, arm: Arm, *, step: int, when: When) -> None:
 def _histogram(values: Any) -> dict[str, int]:
     """Counts by value, keys as strings as JSON has them, in order."""
     return {str(value): count for value, count in sorted(Counter(values).items())}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model to be evaluated on its own."""
+
+    recipe: Recipe
+    """The model's path put in."""
+    recipe_dir: Path
+    arm: Arm
+
+
+def find_targets(target: str, recipe_json: Path | None) -> list[Target]:
+    """The models that a run directory, model folder or hub id stands for.
+
+    Raises:
+        ValueError: a run without a finished arm.
+    """
+    folder = Path(target)
+    is_run = (folder / "recipe.json").is_file()
+    if recipe_json is None and is_run:
+        recipe_json = folder / "recipe.json"
+    recipe = Recipe() if recipe_json is None else Recipe.model_validate_json(recipe_json.read_text(encoding="utf-8"))
+    recipe_dir = Path() if recipe_json is None else recipe_json.parent
+    if not is_run:
+        return [_target(target, recipe, recipe_dir)]
+    arms = [arm for arm in ARMS if (folder / "models" / arm / "config.json").is_file()]
+    if not arms:
+        raise ValueError(f"{target} has no finished arm to evaluate: finish the run, or name a model folder")
+    return [_target(str(folder / "models" / arm), recipe, recipe_dir) for arm in arms]
+
+
+def _target(path: str, recipe: Recipe, recipe_dir: Path) -> Target:
+    model = recipe.model.model_copy(update={"path": path})
+    projector = checkpoint_projector(model)
+    name = Path(path).name
+    # A plain model's projector is an untrained clone of its last MLP: nothing to decode with.
+    arm: Arm = name if name in ARMS else "latent" if has_projector(path) else "discrete"
+    return Target(recipe.model_copy(update={"model": model, "projector": projector}), recipe_dir, arm)
+
+
+def has_projector(path: str) -> bool:
+    """Whether a local folder holds a LiteReason checkpoint."""
+    config = Path(path) / "config.json"
+    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("is_litereason_model"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 3 something does not fit, 6 the evaluation failed, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m lrscale.stages.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("target", help="run directory, model folder or hub id")
+    parser.add_argument("--recipe-json", type=Path, help="task and sampling; a run has its own")
+    options = parser.parse_args(arguments)
+    results: list[dict[str, Any]] = []
+    try:
+        for target in find_targets(options.target, options.recipe_json):
+            results.append(evaluate_target(target))
+            print(json.dumps(results[-1]), flush=True)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3 if isinstance(error, ValueError) else 6
+    print(plain_table(result_cells(results)), file=sys.stderr)
+    return 0
+
+
+def evaluate_target(target: Target) -> dict[str, Any]:
+    """One model's figures, with its path."""
+    recipe = target.recipe
+    policy = load_policy(recipe.model, recipe.projector)
+    set_threads(recipe.parallel.threads)
+    sampler = build_sampler(recipe, policy, recipe_dir=target.recipe_dir, display=Display())
+    evaluation = evaluate_arm(sampler, recipe, target.arm, step=recipe.stages.rl.steps, when="after")
+    return {"model": recipe.model.path, **evaluation.metrics}
+
+
+def result_cells(results: Sequence[dict[str, Any]]) -> Cells:
+    """The table of a standalone evaluation."""
+    header = ("model", "as", "accuracy, % [95 %]", "prompts", "tokens", "latent steps", "markers", "no answer, %")
+    rows = tuple(
+        (
+            result["model"],
+            result["arm"],
+            f"{100 * result['accuracy']:.1f} [{100 * result['accuracy_low']:.1f}, {100 * result['accuracy_high']:.1f}]",
+            str(result["prompts"]),
+            f"{result['tokens_mean']:.1f}",
+            f"{result['latent_steps_mean']:.2f}",
+            f"{result['markers_mean']:.2f}",
+            f"{100 * result['no_answer_share']:.1f}",
+        )
+        for result in results
+    )
+    return Cells(header, rows, text_columns=2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

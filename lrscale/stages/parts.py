@@ -15,7 +15,7 @@ from lrscale.reward.scorer import build_scorer
 from lrscale.rollout.engine import RolloutEngine
 from lrscale.rollout.local import LocalRollouts
 from lrscale.stages.prompts import PromptBook
-from lrscale.stages.run_log import RunLog, Trackers
+from lrscale.stages.run_log import Display, RunLog, Trackers
 from lrscale.stages.sampling import Sampler
 from lrscale.tasks.catalog import build_task, task_score
 
@@ -43,12 +43,12 @@ class Parts:
 def build_parts(recipe: Recipe, run_dir: Path) -> Parts:
     """Load and connect everything that a recipe names. ValueError where something does not fit or is missing."""
     log = RunLog(MetricsLog(run_dir / "metrics.jsonl"), open_trackers_of(recipe, run_dir))
-    sampler = build_sampler(recipe, load_policy(recipe.model, recipe.projector), recipe_dir=run_dir, log=log)
+    sampler = build_sampler(recipe, load_policy(recipe.model, recipe.projector), recipe_dir=run_dir, display=log)
     engine = build_engine(sampler.policy, parallel=recipe.parallel, optimisation=recipe.optimisation)
     return Parts(recipe, run_dir, engine, sampler.rollouts, sampler, log)
 
 
-def build_sampler(recipe: Recipe, policy: LatentPolicy, *, recipe_dir: Path, log: RunLog) -> Sampler:
+def build_sampler(recipe: Recipe, policy: LatentPolicy, *, recipe_dir: Path, display: Display) -> Sampler:
     """Task, reward and rollout engine around a policy; all that evaluation needs."""
     chat_template = recipe.model.chat_template
     task = build_task(
@@ -59,7 +59,7 @@ def build_sampler(recipe: Recipe, policy: LatentPolicy, *, recipe_dir: Path, log
     )
     scorer = build_scorer(recipe.reward, task_score(task), recipe_dir=recipe_dir)
     book = PromptBook(task, policy, chat_template=chat_template)
-    return Sampler(LocalRollouts(policy, recipe.rollout), scorer, book, policy, log)
+    return Sampler(LocalRollouts(policy, recipe.rollout), scorer, book, policy, display)
 
 
 def open_trackers_of(recipe: Recipe, run_dir: Path) -> Trackers | None:

@@ -22,26 +22,13 @@ class Trackers(Protocol):
     def close(self) -> None: ...
 
 
-class RunLog:
-    """The one place that writes metrics.jsonl; it also owns the progress display."""
+class Display:
+    """The progress display; whatever it shows also goes to the log file."""
 
-    def __init__(self, metrics: MetricsLog, trackers: Trackers | None = None, *, show: bool = True) -> None:
-        """`show`: progress on stderr. The log file gets every line either way."""
-        self.metrics = metrics
-        self._trackers = trackers
+    def __init__(self, *, show: bool = True) -> None:
+        """`show`: on stderr."""
         self._show = show
         self._progress: StageProgress | None = None
-
-    def record(self, metrics: Mapping[str, Any]) -> None:
-        """Append one object to metrics.jsonl and hand its numbers to the trackers."""
-        self.metrics.append(metrics)
-        if self._trackers is not None:
-            self._trackers.log(metrics, step=metrics["step"])
-
-    def close(self) -> None:
-        self.metrics.close()
-        if self._trackers is not None:
-            self._trackers.close()
 
     def say(self, text: str) -> None:
         """One line for people: above the progress bar, and into the log file."""
@@ -55,14 +42,34 @@ class RunLog:
     def progress(self, label: str, total: int | None, *, unit: str = "steps", done: int = 0) -> Iterator[StageProgress]:
         """The bar of a stage; inside another one it becomes that one's inner bar."""
         outer = self._progress
-        logger.info("%s: %d of %s %s done", label, done, total, unit)
         if outer is not None:
             with outer.inner(label, total, unit=unit) as inner:
                 yield inner
             return
+        logger.info("%s: %d of %s %s done", label, done, total, unit)
         with StageProgress(label, total, unit=unit, done=done, enabled=self._show) as progress:
             self._progress = progress
             try:
                 yield progress
             finally:
                 self._progress = None
+
+
+class RunLog(Display):
+    """The one place that writes metrics.jsonl, with the run's display."""
+
+    def __init__(self, metrics: MetricsLog, trackers: Trackers | None = None, *, show: bool = True) -> None:
+        super().__init__(show=show)
+        self.metrics = metrics
+        self._trackers = trackers
+
+    def record(self, metrics: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl and hand its numbers to the trackers."""
+        self.metrics.append(metrics)
+        if self._trackers is not None:
+            self._trackers.log(metrics, step=metrics["step"])
+
+    def close(self) -> None:
+        self.metrics.close()
+        if self._trackers is not None:
+            self._trackers.close()

@@ -14,7 +14,7 @@ from lrscale.report.timing import PhaseTimer
 from lrscale.reward.scorer import Scorer, check_failures
 from lrscale.rollout.engine import RolloutEngine, SamplingPlan
 from lrscale.stages.prompts import PromptBook
-from lrscale.stages.run_log import RunLog
+from lrscale.stages.run_log import Display
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Sampler:
     scorer: Scorer
     book: PromptBook
     policy: LatentPolicy
-    log: RunLog
+    display: Display
 
     def groups(
         self,
@@ -69,7 +69,7 @@ class Sampler:
         """
         ids = [self.book.ids(prompt) for prompt in prompts for _ in range(group_size)]
         found: dict[int, Rollout] = {}
-        with self.log.progress(label, len(ids), unit="samples") as progress:
+        with self.display.progress(label, len(ids), unit="samples") as progress:
             with timer.phase("rollout"):
                 stream = iter(self.rollouts.generate(ids, plan))
             # Scores of finished sequences are computed while others still decode.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -82,16 +83,18 @@ def guarded_run(run_dir: Path, folder: Path) -> tuple[int, str]:
         return 0, "done"
     except KeyboardInterrupt:
         logger.info("interrupted")
-        _tell(f"interrupted; launch {run_dir} again to go on from the last checkpoint")
+        _tell("stopped; launched again, the run goes on from its last checkpoint")
         return INTERRUPTED, "interrupted"
     except ValueError as error:
-        return _failed(error, run_dir, folder, BAD_RECIPE)
+        return _failed(error, folder, BAD_RECIPE)
     except _KNOWN as error:
-        return _failed(error, run_dir, folder, FAILED)
+        return _failed(error, folder, FAILED)
     except Exception as error:  # noqa: BLE001 - the last handler: whatever it is, the log gets all of it
         logger.error(traceback.format_exc())
-        _tell(f"error: {type(error).__name__}: {error}\n  this is a bug in lrscale or in a library under it; "
-              f"the traceback is in {folder}. Launch again to go on from the last checkpoint")  # fmt: skip
+        _tell(
+            f"error: {type(error).__name__}: {error}\n  a bug in lrscale or in a library under it; the traceback is in "
+            f"{folder}. Launched again, the run goes on from its last checkpoint"
+        )
         return FAILED, f"{type(error).__name__}: {error}"
 
 
@@ -135,12 +138,12 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
             raise LockedError(
-                f"{path.parent} is being run by {holder}; wait for it, or stop it and launch again"
+                f"{path.parent} is being run by another worker ({file.read().strip()}); wait for it, or stop it and "
+                "launch again"
             ) from None
         file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
         yield
         file.truncate(0)
@@ -190,9 +193,9 @@ class _TerminalHandler(logging.Handler):
         print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
 
 
-def _failed(error: Exception, run_dir: Path, folder: Path, code: int) -> tuple[int, str]:
+def _failed(error: Exception, folder: Path, code: int) -> tuple[int, str]:
     logger.info(traceback.format_exc())
-    _tell(f"error: {error}\n  traceback: {folder}; when mended, launch {run_dir} again to go on from the last checkpoint")
+    _tell(f"error: {error}\n  traceback: {folder}; launched again, the run goes on from its last checkpoint")
     return code, f"{type(error).__name__}: {error}"
 
 
