@@ -1,0 +1,75 @@
+"""A run that was interrupted goes on to bit for bit the metrics of a run that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+from lrscale.report.metrics import read_metrics, without_times
+from tests.e2e.conftest import Workers, new_run
+
+
+def _metrics(run_dir: Path) -> list[dict]:
+    return [without_times(line) for line in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def _lines(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _model(run_dir: Path, arm: str) -> bytes:
+    return (run_dir / "models" / arm / "model.safetensors").read_bytes()
+
+
+def test_kill_9_at_many_moments(workers: Workers, finished_run: Path, tmp_path: Path):
+    """In traces, in SFT, in each arm, inside a checkpoint: every resume has lost state somewhere, some time."""
+    run_dir = new_run(tmp_path / "killed")
+    expected = _metrics(finished_run)
+    checkpoints = run_dir / "checkpoints"
+    moments = [
+        lambda: (run_dir / "traces" / "part-00000.jsonl").exists(),
+        lambda: _lines(run_dir) >= 4,  # in projector SFT
+        lambda: any(checkpoints.glob("projector_sft/.tmp-*")),  # a checkpoint half written
+        lambda: any(checkpoints.glob("projector_sft/step-4")),  # between the checkpoint and the stage's mark
+        *[lambda line=line: _lines(run_dir) >= line for line in (10, 14, len(expected) - 6, len(expected) - 2)],
+    ]
+    for moment in moments:
+        assert workers.stop_when(run_dir, moment) == -signal.SIGKILL
+        assert not (run_dir / "done.json").exists()
+    assert workers.run(run_dir) == 0
+    assert _metrics(run_dir) == expected
+    for arm in ("latent", "discrete"):
+        assert _model(run_dir, arm) == _model(finished_run, arm), "weights must be equal too, not only what was logged"
+    assert (run_dir / "attempts" / "latest").resolve().name == str(len(moments) + 1)
+
+
+def test_ctrl_c_and_terminate(workers: Workers, finished_run: Path, tmp_path: Path):
+    """Both leave a run that goes on, and an attempt that says how it ended."""
+    run_dir = new_run(tmp_path / "interrupted")
+    for attempt, number in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
+        lines = 5 * attempt + 4
+        assert workers.stop_when(run_dir, lambda lines=lines: _lines(run_dir) >= lines, number) == 130
+        ended = json.loads((run_dir / "attempts" / str(attempt) / "exit.json").read_text())
+        assert (ended["code"], ended["reason"]) == (130, "interrupted")
+    assert workers.run(run_dir) == 0
+    assert _metrics(run_dir) == _metrics(finished_run)
+
+
+def test_a_finished_run_is_left_alone(workers: Workers, finished_run: Path):
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    assert workers.run(finished_run) == 0
+    assert (finished_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_launches_into_one_run_directory(workers: Workers, tmp_path: Path):
+    """Two writers would interleave their lines and checkpoints."""
+    run_dir = new_run(tmp_path / "twice")
+    first = workers.start(run_dir)
+    while _lines(run_dir) < 1:
+        first.join(0.01)
+    assert workers.run(run_dir) == 75
+    first.kill()
+    first.join()
+    assert [path.name for path in (run_dir / "attempts").iterdir() if path.name.isdigit()] == ["1"]
