@@ -42,7 +42,8 @@ def read_overrides(overrides: Sequence[str]) -> Document:
                 Problem(place, dotted(clash), f"{dotted(clash)} was set to a value by another --set as well")
             )
             continue
-        document = compose([document, single])
+        # Plainly, by no kind: the order of `task.kind=jsonl` and `task.train=x` does not matter.
+        document = Document(_merge(document.values, single.values, None), document.places | single.places)
     if problems:
         raise RecipeError(problems)
     return document

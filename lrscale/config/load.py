@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lrscale.config.checks import Conflict, absolute, conflicts, files_of, missing_files
@@ -157,18 +158,23 @@ def _problem(details: ErrorDetails, values: Mapping[str, Any], places: Mapping[K
 
 def _unknown_key(key: Key, values: Mapping[str, Any], place: Place) -> Problem:
     section: type[Any] | None = Recipe
+    outer: FieldInfo | None = None
     inside: Any = values
     for part in key[:-1]:
-        field = section.model_fields.get(str(part)) if section is not None else None
+        outer = section.model_fields.get(str(part)) if section is not None else None
         inside = inside.get(part) if isinstance(inside, Mapping) else None
-        section = pick(field, inside) if field is not None else None
+        section = pick(outer, inside) if outer is not None else None
     known = section or Recipe
     prefix = "".join(f"{part}." for part in key[:-1])
     kind = f" (kind: {kind_of(known)})" if kind_of(known) else ""
     message = (
         f"unknown key {dotted(key)}; {prefix.rstrip('.') or 'a recipe'}{kind} has: {', '.join(known.model_fields)}"
     )
-    return Problem(place, dotted(key), message, suggestion(str(key[-1]), known, prefix))
+    kinds = (
+        [kind_of(choice) for choice in variants(outer.annotation) if key[-1] in choice.model_fields] if outer else []
+    )
+    help_ = f"it goes with {prefix}kind: {' or '.join(kinds)}" if kinds else suggestion(str(key[-1]), known, prefix)
+    return Problem(place, dotted(key), message, help_)
 
 
 def _key(location: tuple[str | int, ...], values: Any) -> Key:

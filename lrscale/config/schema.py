@@ -88,12 +88,11 @@ def suggestion(name: str, section: type[Section], prefix: str) -> str:
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"did you mean {prefix}{near[0]}?"
-    elsewhere = sorted({key for key in all_keys() if key.rsplit(".", 1)[-1] == name})
-    if elsewhere:
-        return f"did you mean {' or '.join(elsewhere[:3])}?"
-    last_names = {key.rsplit(".", 1)[-1]: key for key in all_keys()}
-    near = difflib.get_close_matches(name, last_names, n=1, cutoff=0.8)
-    return f"did you mean {last_names[near[0]]}?" if near else ""
+    elsewhere: dict[str, list[str]] = {}
+    for key in dict.fromkeys(all_keys()):
+        elsewhere.setdefault(key.rsplit(".", 1)[-1], []).append(key)
+    near = [name] if name in elsewhere else difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.8)
+    return f"did you mean {' or '.join(elsewhere[near[0]][:4])}?" if near else ""
 
 
 _BASICS = {

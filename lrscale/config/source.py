@@ -102,6 +102,9 @@ def _compose(text: str, source: str, *, lines: bool, key: Key = ()) -> yaml.Node
     return node
 
 
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 class _Reader:
     """Turns one node tree into values; collects places and problems on the way."""
 
@@ -122,6 +125,9 @@ class _Reader:
             return self._scalar(node, key)
         if id(node) in self._open:
             self._problem(node, key, "an alias (*name) stands inside the value that it repeats")
+            return None
+        if node.tag not in _COLLECTIONS:
+            self._problem(node, key, f"the tag {node.tag} is not allowed in a recipe")
             return None
         self._open.add(id(node))
         try:

@@ -175,4 +175,4 @@ def after_failure(run: RunDir, code: int, command: Sequence[str]) -> str:
         return f"interrupted; {resume}"
     if code == ExitCode.TRY_LATER:
         return f"another process has taken {run.path}; try again when it has ended"
-    return f"error: the run failed (exit code {code})\n  logs: {run.path / 'attempts' / 'latest'}\n  {resume}"
+    return f"the run ended early (exit code {code})\n  logs: {run.path / 'attempts' / 'latest'}\n  {resume}"

@@ -26,7 +26,7 @@ def require_target(target: str) -> None:
     if path.is_dir() or target.startswith("builtin:"):
         return
     # runs/typo is written like a hub id, but runs/ is a folder here.
-    beside = path.parent != Path() and path.parent.is_dir()
+    beside = target.startswith((".", "/", "~")) or (path.parent != Path() and path.parent.is_dir())
     if path.exists() or beside or not _HUB_ID.fullmatch(target):
         reason = "is a file, not a folder" if path.exists() else "does not exist"
         raise LaunchError(

@@ -1,0 +1,91 @@
+"""The command line as a new user meets it, wrong inputs above all: no traceback, and an exit code that means something."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "lrscale.cli", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["lanch"], 2, "launch"),
+        (["launch", "--bogus"], 2, "--bogus"),
+        (["launch", "nothing.yaml"], 7, "does not exist"),
+        (["launch", "tny-cpu"], 7, "did you mean tiny-cpu?"),
+        (["launch", "--set", "stages.rl.stps=3"], 3, "did you mean stages.rl.steps?"),
+        (["launch", "--set", "seed"], 3, "key=value"),
+        (["launch", "--name", "../x"], 3, "name is"),
+        (["launch", "llama3-70b-8n8g"], 3, "comes in a later release"),
+        (["launch", "bad.yaml"], 3, "bad.yaml:2 sed"),
+        (["show", "bad.yaml"], 3, "did you mean seed?"),
+        (["evaluate", "runs/none"], 7, "does not exist"),
+        (["evaluate", "./none"], 7, "does not exist"),
+        (["evaluate", "builtin:tiny", "--set", "x=1"], 3, "unknown key x"),
+        (["generate", "runs/none", "hello"], 7, "does not exist"),
+        (["generate", "builtin:tiny", "hello", "--arm", "latent"], 2, "--arm"),
+        (["generate", "builtin:tiny", "hello", "--max-new-tokens", "0"], 2, "--max-new-tokens"),
+        (["generate", "builtin:tiny"], 2, "PROMPT"),
+        (["report", "runs/none"], 7, "does not exist"),
+        (["report"], 2, "RUN"),
+    ],
+)
+def test_wrong_inputs_are_answered(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
+    """Locks out tracebacks, prose on stdout and exit code 1 for everything."""
+    (tmp_path / "bad.yaml").write_text("# a comment\nsed: 3\n")
+    (tmp_path / "runs").mkdir()
+    done = lrscale(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and done.stdout == ""
+
+
+def test_dry_run_writes_nothing_and_names_the_run_directory(tmp_path: Path) -> None:
+    done = lrscale("launch", "--dry-run", "--name", "x1e3", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "runs/x1e3\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_prints_a_recipe_that_launch_takes(tmp_path: Path) -> None:
+    done = lrscale("show", "smoke-1gpu", "--set", "name=1e3", "--set", "name='1e3'", cwd=tmp_path)
+    assert json.loads(done.stdout)["name"] == "1e3"
+    (tmp_path / "again.json").write_text(done.stdout)
+    assert lrscale("show", "again.json", cwd=tmp_path).stdout == done.stdout
+
+
+def test_recipes_are_listed_with_what_they_are_for(tmp_path: Path) -> None:
+    lines = lrscale("recipes", cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["llama3-70b-8n8g", "qwen3-4b-1gpu", "smoke-1gpu", "tiny-cpu"]
+    assert all(len(line.split()) > 4 for line in lines)
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert lrscale("--version", cwd=tmp_path).stdout.startswith("lrscale ")
+    out = lrscale("--help", cwd=tmp_path).stdout
+    assert all(name in out for name in ("launch", "evaluate", "generate", "report", "recipes", "show"))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    """Locks out a second launch that trains once more over a finished run."""
+    shown = lrscale("show", cwd=tmp_path).stdout
+    run = tmp_path / "runs" / "tiny-cpu"
+    run.mkdir(parents=True)
+    for name, text in {"recipe.json": shown, "done.json": "{}", "report.html": ""}.items():
+        (run / name).write_text(text)
+    done = lrscale("launch", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "runs/tiny-cpu\n")
+    assert "runs/tiny-cpu is finished; read runs/tiny-cpu/report.html" in done.stderr
