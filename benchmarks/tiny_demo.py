@@ -25,7 +25,7 @@ def main() -> int:
     run_dirs = []
     for seed in options.seeds:
         name = f"seed-{seed}"
-        command = [sys.executable, "-m", "lrscale.cli", "launch", "--runs-dir", str(options.runs_dir), "--name", name]
+        command = [sys.executable, "-m", "lrscale", "launch", "--runs-dir", str(options.runs_dir), "--name", name]
         for override in (f"seed={seed}", *options.set):
             command += ["--set", override]
         code = subprocess.run(command, check=False).returncode
