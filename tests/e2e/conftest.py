@@ -20,12 +20,12 @@ RECIPE: dict[str, Any] = {
     "task": {
         "kind": "flawed_stories",
         "world": "ring",
-        "events": [4, 6],
+        "events": [4, 4],
         "prompt_style": "brief",
         "train_prompts": 24,
         "eval_prompts": 6,
     },
-    "rollout": {"max_new_tokens": 120},
+    "rollout": {"max_new_tokens": 72},
     "parallel": {"threads": 1},
     "report": {"html": False},
     "stages": {

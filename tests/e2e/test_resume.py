@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from lrscale.report.metrics import read_metrics, without_times
@@ -23,38 +24,37 @@ def _model(run_dir: Path, arm: str) -> bytes:
     return (run_dir / "models" / arm / "model.safetensors").read_bytes()
 
 
-def test_kill_9_at_many_moments(workers: Workers, finished_run: Path, tmp_path: Path):
+def test_interrupted_at_many_moments(workers: Workers, finished_run: Path, tmp_path: Path):
     """In traces, in SFT, in each arm, inside a checkpoint: every resume has lost state somewhere, some time."""
-    run_dir = new_run(tmp_path / "killed")
+    run_dir = new_run(tmp_path / "interrupted")
     expected = _metrics(finished_run)
     checkpoints = run_dir / "checkpoints"
+
+    def lines(count: int) -> Callable[[], bool]:
+        return lambda: _lines(run_dir) >= count
+
     moments = [
-        lambda: (run_dir / "traces" / "part-00000.jsonl").exists(),
-        lambda: _lines(run_dir) >= 4,  # in projector SFT
-        lambda: any(checkpoints.glob("projector_sft/.tmp-*")),  # a checkpoint half written
-        lambda: any(checkpoints.glob("projector_sft/step-4")),  # between the checkpoint and the stage's mark
-        *[lambda line=line: _lines(run_dir) >= line for line in (10, 14, len(expected) - 6, len(expected) - 2)],
+        (signal.SIGKILL, lambda: (run_dir / "traces" / "part-00000.jsonl").exists()),
+        (signal.SIGKILL, lines(4)),  # in projector SFT
+        (signal.SIGKILL, lambda: any(checkpoints.glob("projector_sft/.tmp-*"))),  # a checkpoint half written
+        (signal.SIGINT, lambda: any(checkpoints.glob("projector_sft/step-4"))),  # before the stage is marked as done
+        (signal.SIGKILL, lines(10)),  # in the first arm, no checkpoint yet
+        (signal.SIGTERM, lines(14)),  # in the first arm, behind its refresh
+        (signal.SIGKILL, lines(len(expected) - 6)),
+        (signal.SIGINT, lines(len(expected) - 2)),
     ]
-    for moment in moments:
-        assert workers.stop_when(run_dir, moment) == -signal.SIGKILL
+    for attempt, (number, moment) in enumerate(moments, start=1):
+        code = workers.stop_when(run_dir, moment, number)
+        assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
         assert not (run_dir / "done.json").exists()
+        end = run_dir / "attempts" / str(attempt) / "exit.json"
+        assert end.exists() == (code == 130)
+        assert not end.exists() or json.loads(end.read_text())["reason"] == "interrupted"
     assert workers.run(run_dir) == 0
     assert _metrics(run_dir) == expected
     for arm in ("latent", "discrete"):
         assert _model(run_dir, arm) == _model(finished_run, arm), "weights must be equal too, not only what was logged"
     assert (run_dir / "attempts" / "latest").resolve().name == str(len(moments) + 1)
-
-
-def test_ctrl_c_and_terminate(workers: Workers, finished_run: Path, tmp_path: Path):
-    """Both leave a run that goes on, and an attempt that says how it ended."""
-    run_dir = new_run(tmp_path / "interrupted")
-    for attempt, number in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
-        lines = 5 * attempt + 4
-        assert workers.stop_when(run_dir, lambda lines=lines: _lines(run_dir) >= lines, number) == 130
-        ended = json.loads((run_dir / "attempts" / str(attempt) / "exit.json").read_text())
-        assert (ended["code"], ended["reason"]) == (130, "interrupted")
-    assert workers.run(run_dir) == 0
-    assert _metrics(run_dir) == _metrics(finished_run)
 
 
 def test_a_finished_run_is_left_alone(workers: Workers, finished_run: Path):

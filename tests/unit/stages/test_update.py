@@ -77,7 +77,6 @@ def test_loss_gradient_and_step_are_those_of_the_plainest_loop(rollouts: list[Ro
     settings = _settings()
     weights, loss, norm = _updated(_rows(rollouts), settings)
     plain = _engine()
-    plain.policy.projector.requires_grad_(False)
     expected = _plain_loss(plain.policy, _rows(rollouts), settings)
     expected.backward()
     parameters = [parameter for parameter in plain.policy.model.parameters() if parameter.grad is not None]

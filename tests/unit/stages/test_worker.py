@@ -1,0 +1,99 @@
+"""Exit codes, messages and the attempt's record of a job that cannot go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrscale.config.recipe import Recipe
+from lrscale.stages import worker
+
+SMALL: dict[str, Any] = {
+    "projector": {"kind": "normalised"},
+    "rollout": {"max_new_tokens": 8},
+    "parallel": {"threads": 1},
+    "stages": {"traces": {"prompts": 2, "samples_per_prompt": 1}, "rl": {"arms": ["discrete"]}},
+}
+
+
+def _run(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    recipe = Recipe.model_validate({**SMALL, **changes})
+    (folder / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+def _own_task(folder: Path, reward: str, prompt: str = "Go on.") -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    rows = "".join(json.dumps({"prompt": f"{prompt} {number}"}) + "\n" for number in range(4))
+    for split in ("train", "eval"):
+        (folder / f"{split}.jsonl").write_text(rows, encoding="utf-8")
+    (folder / "reward.py").write_text(reward, encoding="utf-8")
+    task = {"kind": "jsonl", "train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")}
+    return {"task": task, "reward": {"kind": "function", "path": str(folder / "reward.py")}}
+
+
+def _ended(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "attempts" / "latest" / "exit.json").read_text(encoding="utf-8"))
+
+
+def test_no_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert worker.main([str(tmp_path)]) == 7
+    assert "recipe.json" in capsys.readouterr().err
+
+
+def test_a_held_lock_is_no_failure_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run_dir = _run(tmp_path / "run")
+    with worker.locked(run_dir / "lock"):
+        assert worker.main([str(run_dir)]) == 75
+    assert '"pid"' in capsys.readouterr().err
+    assert not (run_dir / "attempts").exists()
+    with worker.locked(run_dir / "lock"):
+        pass
+
+
+def test_what_the_user_can_mend_is_told_in_a_few_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The traceback belongs into the attempt's log, not over the message."""
+    run_dir = _run(tmp_path / "run", model={"path": str(tmp_path / "missing")})
+    assert worker.main([str(run_dir)]) == 3
+    shown = capsys.readouterr().err
+    assert "missing" in shown and "Traceback" not in shown
+    assert "Traceback" in (run_dir / "attempts" / "1" / "rank0.log").read_text(encoding="utf-8")
+    assert _ended(run_dir)["code"] == 3
+
+
+def test_a_reward_function_that_raises_stops_the_run_with_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """It must not pass for a reward of 0."""
+    own = _own_task(tmp_path / "own", "def reward(prompts, completions, **columns):\n    raise KeyError('level')\n")
+    run_dir = _run(tmp_path / "run", **own)
+    assert worker.main([str(run_dir)]) == 6
+    shown = capsys.readouterr().err
+    assert "scores failed" in shown and "KeyError: 'level'" in shown and "reward.py" in shown
+    assert _ended(run_dir)["reason"].startswith("RewardBudgetError")
+
+
+def test_traces_without_a_right_answer_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """An empty training set would show as a division by zero much later."""
+    own = _own_task(tmp_path / "own", "def reward(prompts, completions, **columns):\n    return [0.0 for _ in prompts]\n")
+    assert worker.main([str(_run(tmp_path / "run", **own))]) == 3
+    assert "no trace earned a positive reward" in capsys.readouterr().err
+
+
+def test_a_bug_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def broken(recipe: Recipe, run_dir: Path) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(worker, "build_parts", broken)
+    assert worker.main([str(_run(tmp_path / "run"))]) == 6
+    assert "a bug in lrscale" in capsys.readouterr().err
+
+
+def test_attempts_are_counted_and_latest_points_to_the_newest(tmp_path: Path):
+    for number in (1, 2, 3):
+        assert worker.new_attempt(tmp_path / "attempts").name == str(number)
+    assert (tmp_path / "attempts" / "latest").resolve() == (tmp_path / "attempts" / "3").resolve()
