@@ -163,7 +163,7 @@ class _Reader:
             return None
         if kind == "float" and not re.search(r"inf|nan", node.value, re.IGNORECASE):
             return float(node.value)
-        return self._constructor.construct_object(node)  # type: ignore[no-untyped-call]
+        return self._constructor.construct_object(node)
 
     def _problem(self, node: yaml.Node, key: Key, message: str, help_: str = "") -> None:
         self.problems.append(Problem(self.place(node), dotted(key), message, help_))
