@@ -115,11 +115,13 @@ def _require_same_recipe(recipe: Recipe, path: Path) -> None:
         ) from error
     differences = list(_differences(former, recipe))
     if differences:
+        begun = (path / "metrics.jsonl").is_file() or (path / "traces").is_dir()
+        unused = "" if begun else f"; nothing was made there yet, so you may also delete {path}"
         raise LaunchError(
             f"{path} belongs to a run with another recipe",
             code=ExitCode.BAD_RECIPE,
             place="\n".join(differences),
-            help="begin a new run with --name NAME (or --set name=NAME), or give the old values to resume this one",
+            help=f"begin a new run with --name NAME (or --set name=NAME), or give the old values to go on{unused}",
         )
 
 

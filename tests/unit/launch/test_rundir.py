@@ -49,7 +49,9 @@ def test_another_recipe_is_refused_with_every_difference(tmp_path: Path) -> None
     assert "seed: 0 there, 9 now" in str(error)
     assert 'task.kind: "flawed_stories" there, "flawed_fictions" now' in str(error)
     assert 'task.path: nothing there, "kahuja/flawed-fictions" now' in str(error)
-    assert "--name" in str(error)
+    assert "--name" in str(error) and "you may also delete" in str(error)
+    (tmp_path / "tiny-cpu" / "metrics.jsonl").write_text("{}")
+    assert "delete" not in str(refusal(["seed=9"], tmp_path))
 
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
