@@ -17,7 +17,7 @@ import lrscale
 from lrscale.config.recipe import Recipe
 
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors", "numpy")
-_SECRET_NAME = re.compile(r"token|secret|password|passwd|api_?key|credential", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"token(?!s)|secret|password|passwd|api_?key|credential", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _HUB_TOKEN = re.compile(r"\b(hf|sk|ghp)_[A-Za-z0-9]{8,}")
 _HIDDEN = "***"
@@ -80,5 +80,5 @@ def without_secrets(command: Sequence[str]) -> list[str]:
             shown.append(f"{name}={_HIDDEN}")
         else:
             shown.append(_HUB_TOKEN.sub(_HIDDEN, _URL_LOGIN.sub(_HIDDEN, word)))
-        hide_next = not equals and word.startswith("--") and bool(_SECRET_NAME.search(word)) and "tokens" not in word
+        hide_next = not equals and word.startswith("--") and bool(_SECRET_NAME.search(word))
     return shown

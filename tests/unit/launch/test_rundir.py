@@ -116,9 +116,10 @@ def test_secrets_stay_out_of_the_manifest() -> None:
         "x2",
         "--max-new-tokens",
         "5",
+        "optimisation.micro_batch_tokens=4096",
         "https://me:x3@host/a",
         "hf_x4x4x4x4x4",
     ]
     shown = without_secrets(command)
     assert not any(secret in " ".join(shown) for secret in ("x1", "x2", "x3", "x4"))
-    assert shown[5:7] == ["--max-new-tokens", "5"]
+    assert shown[5:8] == ["--max-new-tokens", "5", "optimisation.micro_batch_tokens=4096"]
