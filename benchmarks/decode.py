@@ -76,7 +76,9 @@ def main() -> None:
         policy.model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
 
     a, b, ratio = compare(ours, theirs, options.runs)
-    print(f"{options.rows} rows, prompt {options.prompt}, {options.positions} new positions, {options.threads} thread(s)")
+    print(
+        f"{options.rows} rows, prompt {options.prompt}, {options.positions} new positions, {options.threads} thread(s)"
+    )
     print(f"lrscale generate, no markers   {made / a:9.0f} positions a CPU second")
     print(f"transformers generate          {made / b:9.0f} positions a CPU second   ({ratio:.2f} x our time)")
 

@@ -119,14 +119,17 @@ class Decoder:
         stream = LatentStream(self.backbone, len(distinct))
         fed = feed_rows(stream, self.projector, packed, spans, self.options.mode)
         stream.keep(rows)
-        return _Batch(
-            prompts=[tuple(prompt) for prompt in prompts],
-            prompt_latents=[(spans[row], fed.latents[row]) for row in rows.tolist()],
-            stream=stream,
-            randoms_B=row_streams(self.options.seed, row_keys, self.backbone.device),
-            states_B=torch.tensor(states, device=self.backbone.device)[rows],
-            remaining_B=torch.tensor(pending, device=self.backbone.device)[rows],
-            max_new_tokens=self.options.max_new_tokens,
+        device = self.backbone.device
+        return _Batch.begin(
+            [tuple(prompt) for prompt in prompts],
+            [(spans[row], fed.latents[row]) for row in rows.tolist()],
+            stream,
+            (
+                row_streams(self.options.seed, row_keys, device),
+                torch.tensor(states, device=device)[rows],
+                torch.tensor(pending, device=device)[rows],
+            ),
+            self.options.max_new_tokens,
         )
 
     def _scan(self, prompt: tuple[int, ...]) -> tuple[int, tuple[LatentSpan, ...], int]:
@@ -140,37 +143,59 @@ class Decoder:
         return state, tuple(spans), pending
 
 
+@dataclass(slots=True)
 class _Batch:
     """The rows that still decode, and the records of all rows of the batch."""
 
-    def __init__(
-        self,
-        *,
+    prompts: list[tuple[int, ...]]
+    prompt_latents: list[tuple[tuple[LatentSpan, ...], list[Tensor]]]
+    """Runs inside each prompt and their latents."""
+    stream: LatentStream
+    randoms_B: Tensor
+    """Random stream of each row."""
+    states_B: Tensor
+    """Where the marker automaton stands."""
+    remaining_B: Tensor
+    """Latent steps still to take; above 0 a row is in latent mode."""
+    row_B: Tensor
+    """Which row of the batch each slot decodes."""
+    alive_B: Tensor
+    tokens: Tensor
+    """[rows, positions] drawn tokens, `_LATENT` at latent steps."""
+    logprobs: Tensor
+    latents: list[list[Tensor]]
+
+    @classmethod
+    def begin(
+        cls,
         prompts: list[tuple[int, ...]],
         prompt_latents: list[tuple[tuple[LatentSpan, ...], list[Tensor]]],
         stream: LatentStream,
-        randoms_B: Tensor,
-        states_B: Tensor,
-        remaining_B: Tensor,
+        columns: tuple[Tensor, Tensor, Tensor],
         max_new_tokens: int,
-    ) -> None:
-        self.stream, self.randoms_B, self.states_B, self.remaining_B = stream, randoms_B, states_B, remaining_B
-        self._prompts, self._prompt_latents = prompts, prompt_latents
-        device = randoms_B.device
-        self.row_B = torch.arange(len(prompts), device=device)
-        self.alive_B = torch.ones(len(prompts), dtype=torch.bool, device=device)
-        self._tokens = torch.full((len(prompts), max_new_tokens), _LATENT, dtype=torch.long, device=device)
+    ) -> _Batch:
+        """All rows alive, nothing recorded; `columns` are random streams, automaton states, steps to take."""
+        rows, device = len(prompts), columns[0].device
         dtype = torch.float64 if stream.backbone.dtype == torch.float64 else torch.float32
-        self._logprobs = torch.zeros(len(prompts), max_new_tokens, dtype=dtype, device=device)
-        self._latents: list[list[Tensor]] = [list(latents) for _, latents in prompt_latents]
+        return cls(
+            prompts,
+            prompt_latents,
+            stream,
+            *columns,
+            row_B=torch.arange(rows, device=device),
+            alive_B=torch.ones(rows, dtype=torch.bool, device=device),
+            tokens=torch.full((rows, max_new_tokens), _LATENT, dtype=torch.long, device=device),
+            logprobs=torch.zeros(rows, max_new_tokens, dtype=dtype, device=device),
+            latents=[list(latents) for _, latents in prompt_latents],
+        )
 
     def record(self, position: int, tokens_B: Tensor, logprobs_B: Tensor) -> None:
-        self._tokens[self.row_B, position] = tokens_B
-        self._logprobs[self.row_B, position] = logprobs_B.to(self._logprobs.dtype)
+        self.tokens[self.row_B, position] = tokens_B
+        self.logprobs[self.row_B, position] = logprobs_B.to(self.logprobs.dtype)
 
     def record_latents(self, latent_B: Tensor, z_AH: Tensor) -> None:
         for row, z_H in zip(self.row_B[latent_B].tolist(), z_AH.unbind(0), strict=True):
-            self._latents[row].append(z_H)
+            self.latents[row].append(z_H)
 
     def keep(self, kept: Tensor) -> None:
         self.stream.keep(kept)
@@ -182,16 +207,16 @@ class _Batch:
     def rollout(self, slot: int, length: int, *, stopped: bool, options: DecodeOptions) -> tuple[int, Rollout]:
         """The finished rollout of the row in `slot`, `length` positions long."""
         row = int(self.row_B[slot])
-        prompt, (prompt_spans, _) = self._prompts[row], self._prompt_latents[row]
-        record = self._tokens[row, :length].tolist()
+        prompt, (prompt_spans, _) = self.prompts[row], self.prompt_latents[row]
+        record = self.tokens[row, :length].tolist()
         discrete = [position for position, token in enumerate(record) if token != _LATENT]
-        latents = self._latents[row]
+        latents = self.latents[row]
         hidden_size = self.stream.backbone.hidden_size
         empty = torch.zeros(0, hidden_size, dtype=self.stream.backbone.dtype)
         return row, Rollout(
             prompt_ids=prompt,
             completion_ids=tuple(record[position] for position in discrete),
-            logprobs_T=self._logprobs[row, discrete].cpu(),
+            logprobs_T=self.logprobs[row, discrete].cpu(),
             latent_spans=(*prompt_spans, *_completion_spans(record, len(prompt))),
             latents_LH=torch.stack(latents).cpu() if latents else empty,
             policy_version=options.policy_version,

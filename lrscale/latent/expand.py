@@ -9,7 +9,7 @@ Legend: B rows, T tokens, L latents of a row, H hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,7 +103,7 @@ def feed_rows(
     return Fed(hidden, slot_BT, latents)
 
 
-def _rounds(packed: PackedRows, spans: Sequence[Spans]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _rounds(packed: PackedRows, spans: Sequence[Spans]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Per round: first token, tokens, and latent steps of each row's stretch; 0 where a row has finished."""
     lengths = packed.lengths_B.tolist()
     rounds = max(len(row) for row in spans) + 1
@@ -114,5 +114,4 @@ def _rounds(packed: PackedRows, spans: Sequence[Spans]) -> Iterator[tuple[Tensor
             table[index, :, row] = torch.tensor([start, span.position + 1 - start, span.steps])
             start = span.position + 1
         table[len(row_spans), :, row] = torch.tensor([start, lengths[row] - start, 0])
-    for start_B, length_B, steps_B in table:
-        yield start_B, length_B, steps_B
+    return [(start_B, length_B, steps_B) for start_B, length_B, steps_B in table]

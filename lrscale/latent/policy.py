@@ -103,7 +103,7 @@ class LatentPolicy(nn.Module):
         self.eval()
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 - the public constructor: everything but the path has a default
         cls,
         path_or_model: str | Path | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -254,7 +254,9 @@ class LatentPolicy(nn.Module):
         logprobs_BT = hidden_BTH.new_zeros(input_ids_BT.shape, dtype=wide)
         return logprobs_BT.masked_scatter(wanted_BT, torch.cat(pieces)) if pieces else logprobs_BT
 
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[Generation]) -> list[Rollout]:
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[Generation]
+    ) -> list[Rollout]:
         """Sample one completion a prompt, in the order of the prompts. Options as in `Generation`."""
         rollouts = dict(self.iter_generate(prompts, **options))
         return [rollouts[index] for index in range(len(rollouts))]
@@ -293,7 +295,9 @@ class LatentPolicy(nn.Module):
             raise ValueError("generate needs max_new_tokens: the most positions a completion may take")
         stop_ids = options.get("stop_ids")
         sampling = {name: options[name] for name in ("temperature", "top_p", "top_k") if name in options}
-        passed = {name: options[name] for name in ("min_new_tokens", "seed", "mode", "policy_version") if name in options}
+        passed = {
+            name: options[name] for name in ("min_new_tokens", "seed", "mode", "policy_version") if name in options
+        }
         return DecodeOptions(
             max_new_tokens=options["max_new_tokens"],
             stop_ids=self.stop_ids if stop_ids is None else tuple(stop_ids),

@@ -26,7 +26,7 @@ def fit_spans(spans: Sequence[Spans], lengths_B: Tensor, latents: Sequence[Tenso
         if given < wanted and row_spans[-1].position == length - 1:
             last = row_spans[-1]
             row_spans = (*row_spans[:-1], LatentSpan(last.position, last.steps - (wanted - given)))
-        if given != sum(span.steps for span in row_spans) or row_spans and row_spans[-1].steps < 0:
+        if given != sum(span.steps for span in row_spans) or (row_spans and row_spans[-1].steps < 0):
             raise ValueError(
                 f"row {row}: {given} latents given, its markers ask for {wanted}; "
                 "hand in the latents that were recorded with this sequence (mode='zero' ignores markers)"
@@ -35,9 +35,7 @@ def fit_spans(spans: Sequence[Spans], lengths_B: Tensor, latents: Sequence[Tenso
     return fitted
 
 
-def replay_rows(
-    backbone: Backbone, packed: PackedRows, spans: Sequence[Spans], latents: Sequence[Tensor]
-) -> Tensor:
+def replay_rows(backbone: Backbone, packed: PackedRows, spans: Sequence[Spans], latents: Sequence[Tensor]) -> Tensor:
     """Hidden states [B, T, H] of right-packed tokens, with `latents` standing where they were recorded."""
     hidden_BSH, placement = _replay_positions(backbone, packed, spans, latents)
     return gather_positions(hidden_BSH, placement.read_BT.clamp(max=hidden_BSH.shape[1] - 1))

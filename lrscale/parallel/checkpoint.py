@@ -1,9 +1,9 @@
 """Checkpoints that are whole or absent: temporary name, fsync, checksums, rename.
 
-    checkpoints/
-      step-10/  manifest.json  state.json  engine.json  weights.safetensors  optimizer-*.safetensors
-      step-20/  ...
-      .tmp-step-30/            being written, or left behind by a killed process
+checkpoints/
+  step-10/  manifest.json  state.json  engine.json  weights.safetensors  optimizer-*.safetensors
+  step-20/  ...
+  .tmp-step-30/            being written, or left behind by a killed process
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ _TEMPORARY = ".tmp-"
 _REPLACED = ".old-"
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
-_NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file is too large",
+}
 
 
 class CheckpointError(RuntimeError):

@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from lrscale.config.cluster import ParallelConfig
-from lrscale.config.optimisation import OptimisationConfig
-from lrscale.parallel.ranks import Ranks, set_threads
+from lrscale.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
@@ -87,17 +85,3 @@ class Engine(Protocol):
     def reload_states(self) -> None:
         """Undoes `offload_states`."""
         ...
-
-
-def build_engine(policy: LatentPolicy, *, parallel: ParallelConfig, optimisation: OptimisationConfig) -> Engine:
-    """The engine of `parallel.kind`. Raises ValueError for kinds that this release does not have."""
-    if parallel.kind != "single":
-        raise ValueError(
-            f"parallel.kind is {parallel.kind}, which comes with a later release; "
-            "this one trains in one process: set parallel.kind: single"
-        )
-    # here, because single.py needs the names above
-    from lrscale.parallel.single import SingleEngine
-
-    set_threads(parallel.threads)
-    return SingleEngine(policy, optimisation, ranks=Ranks.from_environment())

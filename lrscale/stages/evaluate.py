@@ -183,7 +183,9 @@ def has_projector(path: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 3 something does not fit, 6 the evaluation failed, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m lrscale.stages.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lrscale.stages.evaluate", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("target", help="run directory, model folder or hub id")
     parser.add_argument("--recipe-json", type=Path, help="task and sampling; a run has its own")
     options = parser.parse_args(arguments)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lrscale.config.recipe import Recipe
 from lrscale.latent import LatentPolicy
-from lrscale.parallel.engine import Engine, build_engine
+from lrscale.parallel.build import build_engine
+from lrscale.parallel.engine import Engine
 from lrscale.parallel.loading import load_policy
 from lrscale.parallel.trackers import open_trackers
 from lrscale.report.metrics import MetricsLog

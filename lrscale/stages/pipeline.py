@@ -1,6 +1,6 @@
 """The stages of a run in order, each from wherever it stands.
 
-    traces -> projector_sft -> arm 1: evaluate, RL, evaluate -> arm 2: the same from the same start -> ...
+traces -> projector_sft -> arm 1: evaluate, RL, evaluate -> arm 2: the same from the same start -> ...
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stage 2, and every refresh in RL: train the projector through the latent chain, the base frozen.
 
-    traces -> lite rows -> [alignment] -> expand with gradient -> cross-entropy after the first marker
-           -> AdamW on the projector -> held-out loss with real, no and shuffled latents
+traces -> lite rows -> [alignment] -> expand with gradient -> cross-entropy after the first marker
+       -> AdamW on the projector -> held-out loss with real, no and shuffled latents
 """
 
 from __future__ import annotations
@@ -77,7 +77,12 @@ def stage_rows(parts: Parts) -> tuple[list[LiteRow], list[LiteRow]]:
     traces, heldout = split_heldout(read_traces(parts.run_dir), recipe.stages.traces.heldout_share, recipe.seed)
     rows = [
         lite_rows(
-            with_marker_prompts(some, parts.book), parts.policy.detector, recipe.stages.traces, recipe.seed, "lite", name
+            with_marker_prompts(some, parts.book),
+            parts.policy.detector,
+            recipe.stages.traces,
+            recipe.seed,
+            "lite",
+            name,
         )
         for some, name in ((traces, "train"), (heldout, "heldout"))
     ]

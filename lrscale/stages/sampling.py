@@ -96,7 +96,6 @@ class Sampler:
             for first, prompt in zip(range(0, len(ids), group_size), prompts, strict=True)
         ]
 
-
     def text(self, rollout: Rollout) -> str:
         """The completion as text, markers included, special tokens left out."""
         return tokens_text(self.policy, rollout.completion_ids)

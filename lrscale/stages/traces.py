@@ -77,9 +77,7 @@ def add_up(
     before: dict[str, Any], groups: Sequence[RolloutGroup], *, step: int, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Counts and means from the first batch to this one."""
-    scored = [
-        (rollout, score) for group in groups for rollout, score in zip(group.rollouts, group.scores, strict=True)
-    ]
+    scored = [(rollout, score) for group in groups for rollout, score in zip(group.rollouts, group.scores, strict=True)]
     total = {
         key: before.get(key, 0) + value
         for key, value in {

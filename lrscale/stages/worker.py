@@ -47,7 +47,9 @@ class LockedError(RuntimeError):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run or resume; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lrscale.stages.worker", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lrscale.stages.worker", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("run_dir", type=Path, help="a run directory with recipe.json")
     run_dir: Path = parser.parse_args(arguments).run_dir
     if not (run_dir / "recipe.json").is_file():
@@ -65,7 +67,7 @@ def attempt(run_dir: Path) -> int:
     """One start of the job, under the lock: logged to attempts/N, its end in attempts/N/exit.json."""
     if (run_dir / "done.json").is_file():
         _tell(f"{run_dir} is finished; nothing to do")
-        print_summary([run_dir])
+        conclude(run_dir, read_recipe(run_dir))
         return 0
     folder = new_attempt(run_dir / "attempts")
     with logged_to(folder / f"rank{Ranks.from_environment().rank}.log"):
@@ -100,17 +102,27 @@ def guarded_run(run_dir: Path, folder: Path) -> tuple[int, str]:
 
 def run(run_dir: Path) -> None:
     """Build the parts, run the stages, report."""
-    recipe = Recipe.model_validate_json((run_dir / "recipe.json").read_text(encoding="utf-8"))
+    recipe = read_recipe(run_dir)
     parts = build_parts(recipe, run_dir)
     try:
         run_stages(parts)
     finally:
         parts.log.close()
-    if recipe.report.html:
+    write_json(run_dir / "done.json", {"arms": list(recipe.stages.rl.arms), "finished": time.time()})
+    conclude(run_dir, recipe)
+
+
+def read_recipe(run_dir: Path) -> Recipe:
+    return Recipe.model_validate_json((run_dir / "recipe.json").read_text(encoding="utf-8"))
+
+
+def conclude(run_dir: Path, recipe: Recipe) -> None:
+    """The report, where it is still missing, and the closing table."""
+    page = run_dir / "report.html"
+    if recipe.report.html and not page.is_file():
         from lrscale.report.page import write_report  # charts take a second to import
 
-        write_report([run_dir], run_dir / "report.html")
-    write_json(run_dir / "done.json", {"arms": list(recipe.stages.rl.arms), "finished": time.time()})
+        write_report([run_dir], page)
     print_summary([run_dir])
 
 

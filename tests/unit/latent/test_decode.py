@@ -27,7 +27,13 @@ def writes_markers(policy, monkeypatch):
     head = policy.backbone.head
     bias = torch.full((len(policy.tokenizer),), -30.0, dtype=policy.backbone.dtype)
     vocabulary = policy.tokenizer.get_vocab()
-    for token, weight in (("<implicit_thought>", 2.0), ("</implicit_thought>", 2.0), ("2", 1.5), ("4", 1.0), ("x", 0.5)):
+    for token, weight in (
+        ("<implicit_thought>", 2.0),
+        ("</implicit_thought>", 2.0),
+        ("2", 1.5),
+        ("4", 1.0),
+        ("x", 0.5),
+    ):
         bias[vocabulary[token]] = weight
     bias[policy.tokenizer.eos_token_id] = -0.3
     monkeypatch.setattr(policy.backbone, "head", lambda hidden: head(hidden) * 0.3 + bias)
@@ -190,7 +196,7 @@ def test_uniforms_are_even_and_streams_unrelated():
     """A weak mixer would make neighbouring rows or positions sample alike."""
     streams = row_streams(0, range(2000), torch.device("cpu"))
     draws = torch.stack([uniforms(streams, position) for position in range(50)])
-    assert 0 <= draws.min() and draws.max() < 1
+    assert draws.min() >= 0 and draws.max() < 1
     assert abs(draws.mean() - 0.5) < 5e-3 and abs(draws.var() - 1 / 12) < 2e-3
     correlation = torch.corrcoef(draws).fill_diagonal_(0).abs().max()
     assert correlation < 0.12

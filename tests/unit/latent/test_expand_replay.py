@@ -176,7 +176,7 @@ def test_replay_takes_runs_that_a_limit_cut_and_refuses_any_other_number(policy)
 def test_empty_rows_and_too_many_positions_are_refused(policy):
     with pytest.raises(ValueError, match="row 1 has no tokens"):
         policy.expand(torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 1], [0, 0, 0]]))
-    with pytest.raises(ValueError, match="600 positions.*the model has 512"):
+    with pytest.raises(ValueError, match=r"600 positions.*the model has 512"):
         policy.expand(torch.full((1, 600), 70), torch.ones(1, 600))
 
 

@@ -111,7 +111,9 @@ def widen_norms(model: torch.nn.Module) -> None:
                 setattr(module, name, WideRMSNorm(child))
 
 
-def random_rows(policy: LatentPolicy, spans: list[list[tuple[int, int]]], tokens: int, seed: int = 0) -> list[list[int]]:
+def random_rows(
+    policy: LatentPolicy, spans: list[list[tuple[int, int]]], tokens: int, seed: int = 0
+) -> list[list[int]]:
     """Rows of random letters with markers written at the given (token index, number)."""
     generator = torch.Generator().manual_seed(seed)
     rows = []

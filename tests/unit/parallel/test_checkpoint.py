@@ -152,7 +152,9 @@ def test_full_disk(tmp_path):
         store.save("a", engine, {"step": 1})
         expected = weights(engine)
         update(engine, "projector", 0)
-        with pytest.raises(CheckpointError, match=r"the disk is full.*Needed about 2\.\d MiB.*free \d.*untouched.*room"):
+        with pytest.raises(
+            CheckpointError, match=r"the disk is full.*Needed about 2\.\d MiB.*free \d.*untouched.*room"
+        ):
             store.save("b", engine, {"step": 2})
         assert names(disk / "c") == ["a"]
         assert store.load(store.latest(), engine) == {"step": 1}

@@ -115,7 +115,9 @@ def test_broken_folders(folder):
 
 
 def test_not_a_causal_model(tmp_path):
-    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32).save_pretrained(tmp_path)
+    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32).save_pretrained(
+        tmp_path
+    )
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model.path"):
         load(tmp_path)

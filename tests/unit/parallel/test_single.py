@@ -7,7 +7,8 @@ import torch
 
 from lrscale.config.cluster import ParallelConfig
 from lrscale.config.optimisation import OptimisationConfig
-from lrscale.parallel.engine import NonFiniteError, build_engine
+from lrscale.parallel.build import build_engine
+from lrscale.parallel.engine import NonFiniteError
 from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.single import SingleEngine
 from tests.unit.parallel.stand_in import SmallPolicy, same, small_engine, update, weights

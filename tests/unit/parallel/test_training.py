@@ -6,8 +6,8 @@ import torch
 from lrscale.config.cluster import ParallelConfig
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.objective import PolicyObjective, after_first_marker_mask, policy_loss, projector_loss
+from lrscale.parallel.build import build_engine
 from lrscale.parallel.checkpoint import CheckpointStore
-from lrscale.parallel.engine import build_engine
 from lrscale.records import TrainBatch
 from tests.unit.latent.tiny_models import live_policy, padded, random_rows
 from tests.unit.parallel.stand_in import same, weights
@@ -19,9 +19,7 @@ def one_thread():
 
 
 def engine_for(dtype):
-    return build_engine(
-        live_policy(dtype=dtype), parallel=ParallelConfig(threads=1), optimisation=OptimisationConfig()
-    )
+    return build_engine(live_policy(dtype=dtype), parallel=ParallelConfig(threads=1), optimisation=OptimisationConfig())
 
 
 def rows(policy):
@@ -48,9 +46,7 @@ def rl_update(engine, learning_rate=1e-3):
         old_BT = policy.token_logprobs(out.hidden_BTH, ids_BT)
     actions_BT = mask_BT.float()
     actions_BT[:, 0] = 0
-    batch = TrainBatch(
-        ids_BT, mask_BT, actions_BT, old_BT, torch.tensor([1.0, -1.0, 0.5]), tuple(out.latents)
-    )
+    batch = TrainBatch(ids_BT, mask_BT, actions_BT, old_BT, torch.tensor([1.0, -1.0, 0.5]), tuple(out.latents))
     with engine.training("base"):
         hidden_BTH = policy.replay(ids_BT, mask_BT, batch.latents).hidden_BTH
         logprobs_BT = policy.token_logprobs(hidden_BTH, ids_BT)

@@ -152,9 +152,7 @@ def test_minibatches_cover_the_rows_and_differ_by_pass(rollouts: list[Rollout]):
 
 def test_several_updates_a_rollout_clip_and_move_further(rollouts: list[Rollout]):
     engine = _engine()
-    result = update_policy(
-        engine, _rows(rollouts), _settings(minibatches=2, passes=4), step=1, learning_rate=0.01
-    )
+    result = update_policy(engine, _rows(rollouts), _settings(minibatches=2, passes=4), step=1, learning_rate=0.01)
     assert result.clip_share > 0.0
     assert result.logprob_gap_max < 1e-6, "the gap is that of the first update, before any weight had moved"
 

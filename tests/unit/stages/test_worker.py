@@ -79,7 +79,9 @@ def test_a_reward_function_that_raises_stops_the_run_with_its_traceback(
 
 def test_traces_without_a_right_answer_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """An empty training set would show as a division by zero much later."""
-    own = _own_task(tmp_path / "own", "def reward(prompts, completions, **columns):\n    return [0.0 for _ in prompts]\n")
+    own = _own_task(
+        tmp_path / "own", "def reward(prompts, completions, **columns):\n    return [0.0 for _ in prompts]\n"
+    )
     assert worker.main([str(_run(tmp_path / "run", **own))]) == 3
     assert "no trace earned a positive reward" in capsys.readouterr().err
 
