@@ -126,7 +126,8 @@ def log_heldout(parts: Parts, heldout: Sequence[LiteRow], training: Training, st
     """Measure and record the held-out losses after a training of the projector."""
     losses = heldout_losses(parts.policy, heldout, parts.recipe.optimisation.micro_batch_tokens)
     if losses is None:
-        logger.warning("no held-out loss: %d held-out rows, needed 2; sample more traces", len(heldout))
+        if training.arm is None:
+            logger.warning("no held-out loss: %d held-out rows, needed 2; sample more traces", len(heldout))
         return
     parts.log.record(
         {"stage": "heldout", "arm": training.arm, "refresh": training.refresh, "step": training.step or step, **losses}

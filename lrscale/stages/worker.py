@@ -67,7 +67,7 @@ def attempt(run_dir: Path) -> int:
     """One start of the job, under the lock: logged to attempts/N, its end in attempts/N/exit.json."""
     if (run_dir / "done.json").is_file():
         _tell(f"{run_dir} is finished; nothing to do")
-        conclude(run_dir, read_recipe(run_dir))
+        conclude(run_dir, read_recipe(run_dir), rewrite=False)
         return 0
     folder = new_attempt(run_dir / "attempts")
     with logged_to(folder / f"rank{Ranks.from_environment().rank}.log"):
@@ -109,17 +109,17 @@ def run(run_dir: Path) -> None:
     finally:
         parts.log.close()
     write_json(run_dir / "done.json", {"arms": list(recipe.stages.rl.arms), "finished": time.time()})
-    conclude(run_dir, recipe)
+    conclude(run_dir, recipe, rewrite=True)
 
 
 def read_recipe(run_dir: Path) -> Recipe:
     return Recipe.model_validate_json((run_dir / "recipe.json").read_text(encoding="utf-8"))
 
 
-def conclude(run_dir: Path, recipe: Recipe) -> None:
-    """The report, where it is still missing, and the closing table."""
+def conclude(run_dir: Path, recipe: Recipe, *, rewrite: bool) -> None:
+    """The report, and the closing table. A report written during the run is out of date: `rewrite`."""
     page = run_dir / "report.html"
-    if recipe.report.html and not page.is_file():
+    if recipe.report.html and (rewrite or not page.is_file()):
         from lrscale.report.page import write_report  # charts take a second to import
 
         write_report([run_dir], page)

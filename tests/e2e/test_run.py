@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from lrscale.report.metrics import of_stage, read_metrics
 from lrscale.stages import evaluate, generate
 from lrscale.stages.rollout_io import load_rollouts, read_json_lines
-from tests.e2e.conftest import RECIPE
+from tests.e2e.conftest import RECIPE, Workers, new_run
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,44 @@ def test_generate_shows_latent_steps_as_dots(finished_run: Path, capsys):
     shown = capsys.readouterr()
     assert shown.out.startswith((generate.DOT * 3, generate.PLAIN_DOT * 3))
     assert "latent steps" in shown.err
+
+
+def test_own_prompts_own_reward_and_rl_alone(workers: Workers, tmp_path: Path):
+    """stages.run without traces and SFT, markers in the prompts themselves, a reward that fails now and then."""
+    rows = [
+        {"prompt": f"{n}. Dan starts at the mill. <implicit_thought>2</implicit_thought>", "odd": n % 2}
+        for n in range(6)
+    ]
+    for name in ("train", "eval"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "reward.py").write_text(
+        "def reward(prompts, completions, odd, **columns):\n"
+        "    return [float('nan') if len(c) % 7 == 0 else float(len(c) % 2 == o) for c, o in zip(completions, odd)]\n",
+        encoding="utf-8",
+    )
+    recipe = {
+        "name": "own",
+        "projector": {"kind": "normalised"},
+        "task": {"kind": "jsonl", "train": str(tmp_path / "train.jsonl"), "eval": str(tmp_path / "eval.jsonl"),
+                 "marker_paragraph": False},
+        "reward": {"kind": "function", "path": str(tmp_path / "reward.py"), "max_failed_share": 0.9,
+                   "length_penalty": {"price_per_100": 0.5}},
+        "rollout": {"max_new_tokens": 24, "batch_rows": 8},
+        "parallel": {"threads": 1},
+        "report": {"html": False},
+        "stages": {
+            "run": ["rl", "evaluate"],
+            "rl": {"arms": ["shuffled_latent"], "steps": 2, "prompts_per_step": 3, "group_size": 3,
+                   "learning_rate": 1e-4, "refresh": {"every_steps": 2, "share": 1.0}},
+            "evaluate": {"prompts": 4, "samples_per_prompt": 2},
+        },
+    }  # fmt: skip
+    run_dir = new_run(tmp_path / "own", recipe)
+    assert workers.run(run_dir) == 0
+    metrics = read_metrics(run_dir / "metrics.jsonl")
+    steps = of_stage(metrics, "rl")
+    assert len(steps) == 2 and all(line["latent_steps_mean"] >= 2 for line in steps)
+    assert sum(line["scores_failed"] for line in steps) > 0
+    assert of_stage(metrics, "evaluate")[-1]["samples"] == 8
+    assert not of_stage(metrics, "traces") and not of_stage(metrics, "heldout")
+    assert (run_dir / "models" / "shuffled_latent" / "config.json").is_file()
