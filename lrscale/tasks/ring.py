@@ -66,13 +66,34 @@ def ring_story(rng: random.Random, *, events: tuple[int, int], flawed_share: flo
     return _tell(told, [PLACES[place] for place in places], flaw)
 
 
+def careless_notes(story: Story, rng: random.Random, *, slip_share: float) -> tuple[list[str], str]:
+    """Notes on a ring story by somebody who slips: (sentences, answer), in the shape of the reference trace.
+
+    After each move, with probability `slip_share`, another place is written down (and believed from
+    then on); at each claim, as often, the wrong verdict. The notes end at the first conflict that
+    their writer sees. With a share of 0 they are the reference trace.
+    """
+    sentences = []
+    place = 0
+    for index, event in enumerate(story.events):
+        conflict = False
+        if event.kind == "starts":
+            place = PLACES.index(str(event.place))
+        elif event.kind == "sweeps":
+            conflict = (event.place != PLACES[place]) != (rng.random() < slip_share)
+        else:
+            place = moved(place, str(event.step))
+            if rng.random() < slip_share:
+                place = (place + rng.randrange(1, 6)) % 6
+        sentences.append(_note_sentence(index, event, PLACES[place], conflict=conflict))
+        if conflict:
+            return sentences, "Yes"
+    return sentences, "No"
+
+
 def _tell(told: Sequence[Event], places: Sequence[str], flaw: int | None) -> Story:
-    trace = []
-    for index, (event, place) in enumerate(zip(told, places, strict=True)):
-        verdict = "conflict" if index == flaw else "fine"
-        trace.append(f"{index + 1}. {event.actor} {_note(event)}, now {place}, {verdict}.")
-        if index == flaw:
-            break
+    end = len(told) if flaw is None else flaw + 1
+    trace = [_note_sentence(i, told[i], places[i], conflict=i == flaw) for i in range(end)]
     sentences = [f"{index + 1}. {event.actor} {_sentence(event)}." for index, event in enumerate(told)]
     truth = "" if flaw is None else f"{told[flaw].actor} is at the {places[flaw]}"
     return Story(tuple(told), tuple(sentences), tuple(trace), flaw, explain(flaw, truth))
@@ -86,8 +107,10 @@ def _sentence(event: Event) -> str:
     return f"takes the {event.step}" if event.step in ("bridge", "ferry") else f"goes {event.step} on"
 
 
-def _note(event: Event) -> str:
-    """The event in two words, so that every sentence of a trace has the same shape and length."""
+def _note_sentence(index: int, event: Event, place: str, *, conflict: bool) -> str:
+    """One sentence of a trace: the event in two words, the place after it, and the verdict; one shape for all."""
     if event.kind in ("starts", "sweeps"):
-        return f"{event.kind} {event.place}"
-    return f"takes {event.step}" if event.step in ("bridge", "ferry") else f"goes {event.step}"
+        note = f"{event.kind} {event.place}"
+    else:
+        note = f"takes {event.step}" if event.step in ("bridge", "ferry") else f"goes {event.step}"
+    return f"{index + 1}. {event.actor} {note}, now {place}, {'conflict' if conflict else 'fine'}."

@@ -1,5 +1,8 @@
 """What the tiny base is trained on: explicit traces, and traces in which soft inputs stand for some sentences.
 
+The traces are those of a careless writer, who slips now and then: the base learns to reason, and to slip as
+often. So it leaves RL, which rewards care, something to gain, without being short of skill.
+
 A soft input is an input embedding that is no token: here the mean embedding of half a sentence.
 A base that has read such inputs can make sense of latents later on. It is never trained to go on
 behind an empty marker, which would teach it to do without them.
@@ -16,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lrscale.tasks.flawed_stories import FlawedStories
+from lrscale.tasks.ring import careless_notes
 
 SOFT = -1
 """Stands in an example's token ids where a soft input goes."""
@@ -61,11 +65,18 @@ class Examples:
     """Draws examples: story i of the task's train split is example i."""
 
     def __init__(
-        self, task: FlawedStories, tokenizer: PreTrainedTokenizerBase, *, soft_share: float, seed: int
+        self,
+        task: FlawedStories,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        soft_share: float,
+        slip_share: float,
+        seed: int,
     ) -> None:
         self._task = task
         self._tokenizer = tokenizer
         self._soft_share = soft_share
+        self._slip_share = slip_share
         self._rng = random.Random(f"tiny-base/{seed}")
         self._next = 0
         marker = f"<implicit_thought>{SOFT_PER_MARKER}</implicit_thought>"
@@ -115,8 +126,9 @@ class Examples:
         prompt = self._task.prompt("train", self._next, markers=markers)
         self._next += 1
         prompt_ids = self._tokenizer(prompt.text)["input_ids"]
-        sentences = [self._encode(sentence) for sentence in story.trace]
-        answer = [*self._encode(rf" \boxed{{{story.answer}}}"), self._tokenizer.eos_token_id]
+        notes, verdict = careless_notes(story, self._rng, slip_share=self._slip_share)
+        sentences = [self._encode(sentence) for sentence in notes]
+        answer = [*self._encode(rf" \boxed{{{verdict}}}"), self._tokenizer.eos_token_id]
         return Example(list(prompt_ids), [False] * len(prompt_ids)), sentences, answer
 
     def _encode(self, text: str) -> list[int]:

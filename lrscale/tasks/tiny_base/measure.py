@@ -11,6 +11,7 @@ from lrscale.records import Prompt
 from lrscale.tasks.flawed_stories import FlawedStories
 
 _MAX_NEW_TOKENS = 128
+_ROWS = 256
 
 
 @torch.no_grad()
@@ -24,18 +25,21 @@ def completions(
 ) -> list[str]:
     """One completion a prompt, special tokens kept; markers are text here, no latent steps are taken."""
     model.eval()
-    batch = tokenizer([prompt.text for prompt in prompts], return_tensors="pt", padding=True)
+    texts: list[str] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        output_BT = model.generate(
-            **batch,
-            max_new_tokens=_MAX_NEW_TOKENS,
-            do_sample=temperature > 0,
-            temperature=temperature if temperature > 0 else None,
-            top_k=0 if temperature > 0 else None,
-        )
-    written_BT = output_BT[:, batch["input_ids"].shape[1] :]
-    return [text.replace(tokenizer.pad_token, "") for text in tokenizer.batch_decode(written_BT)]
+        for start in range(0, len(prompts), _ROWS):
+            rows = [prompt.text for prompt in prompts[start : start + _ROWS]]
+            batch = tokenizer(rows, return_tensors="pt", padding=True)
+            output_BT = model.generate(
+                **batch,
+                max_new_tokens=_MAX_NEW_TOKENS,
+                do_sample=temperature > 0,
+                temperature=temperature if temperature > 0 else None,
+                top_k=0 if temperature > 0 else None,
+            )
+            texts += tokenizer.batch_decode(output_BT[:, batch["input_ids"].shape[1] :])
+    return [text.replace(tokenizer.pad_token, "") for text in texts]
 
 
 def accuracy(task: FlawedStories, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:

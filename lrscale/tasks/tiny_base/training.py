@@ -18,7 +18,10 @@ class TrainingSettings:
     """What decides the weights, besides the task's stories."""
 
     seed: int = 0
+    steps: int = 1600
     rows: int = 24
+    slip_share: float = 0.08
+    """How careless the writer of the traces is, see `careless_notes`."""
     soft_share: float = 0.4
     """Share of examples with markers and soft inputs; the rest are explicit traces."""
     muon_learning_rate: float = 0.02
@@ -27,7 +30,15 @@ class TrainingSettings:
     """For embeddings, LM head and norms."""
     weight_decay: float = 0.05
     warmup_steps: int = 50
+    decay_from: float = 0.25
+    """Share of the steps after which the learning rate falls, linearly, to a twentieth."""
     max_grad_norm: float = 1.0
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, as a share of its peak."""
+        start = self.decay_from * self.steps
+        decay = 1.0 - 0.95 * max(0.0, step - start) / (self.steps - start)
+        return min(1.0, (step + 1) / self.warmup_steps) * decay
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCau
 
 
 def train(model: LlamaForCausalLM, examples: Examples, settings: TrainingSettings) -> Iterator[TrainingStep]:
-    """Trains without end, yielding after each step; the caller stops where it likes and may use the model between."""
+    """Trains for `settings.steps` steps, yielding after each of them."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
     decay = settings.weight_decay
@@ -71,21 +82,18 @@ def train(model: LlamaForCausalLM, examples: Examples, settings: TrainingSetting
         torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=decay),
         torch.optim.AdamW(others, lr=settings.adamw_learning_rate, betas=(0.9, 0.98), weight_decay=decay),
     ]
-    warmups = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / settings.warmup_steps))
-        for optimizer in optimizers
-    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, settings.learning_rate_at) for optimizer in optimizers]
     tokens_total = 0
-    for step, batch in enumerate(examples.batches(settings.rows), start=1):
+    for step, batch in zip(range(1, settings.steps + 1), examples.batches(settings.rows), strict=False):
         model.train()
         with torch.autocast("cpu", torch.bfloat16):
             loss = batch_loss(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        for optimizer, warmup in zip(optimizers, warmups, strict=True):
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad()
-            warmup.step()
+            schedule.step()
         tokens_total += batch.tokens
         yield TrainingStep(step, loss.item(), tokens_total)
 

@@ -5,6 +5,7 @@ The errors are counted by a second, plain implementation that reads nothing but 
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 
@@ -13,6 +14,7 @@ import pytest
 from lrscale.config.task import FlawedStoriesConfig
 from lrscale.records import Score
 from lrscale.tasks.flawed_stories import FlawedStories, split_of
+from lrscale.tasks.ring import careless_notes
 from lrscale.tasks.village import NAMES
 
 RING = FlawedStoriesConfig(world="ring", events=(4, 8), prompt_style="brief", train_prompts=50, eval_prompts=20)
@@ -153,7 +155,7 @@ def test_flawed_share_is_kept(config: FlawedStoriesConfig) -> None:
     """Locks out a split by hash, or a world, that favours one answer."""
     for share in (0.0, 0.5, 0.8):
         task = FlawedStories(config.model_copy(update={"flawed_share": share}), seed=1)
-        flawed = sum(task.story("eval", index).flaw is not None for index in range(200)) / 200
+        flawed = sum(task.story("train", index).flaw is not None for index in range(200)) / 200
         assert abs(flawed - share) <= 3.5 * (share * (1 - share) / 200) ** 0.5
 
 
@@ -172,6 +174,27 @@ def test_reference_trace_follows_the_text_to_the_first_conflict() -> None:
         for count, line in enumerate(lines[:-1], start=1):
             text = " ".join(story.sentences[:count])
             assert ring_errors(f"{text} {count + 1}. {line[1]} sweeps the {line[4]}.") == []
+
+
+def test_careless_notes_slip_as_often_as_asked() -> None:
+    """Locks out a careful writer who errs, and a careless one whose answer does not follow from their notes."""
+    task = FlawedStories(RING, seed=6)
+    stories = [task.story("train", index) for index in range(600)]
+    assert all(
+        careless_notes(story, random.Random(0), slip_share=0.0) == ([*story.trace], story.answer) for story in stories
+    )
+    rng = random.Random(1)
+    slips = moves = 0
+    for story in stories:
+        notes, answer = careless_notes(story, rng, slip_share=0.2)
+        assert (answer == "Yes") == notes[-1].endswith("conflict.")
+        places = [re.findall(r"now (\w+)", note)[0] for note in notes]
+        for index, event in enumerate(story.events[: len(notes)]):
+            if event.kind == "goes":
+                text = f"1. Anna starts at the {places[index - 1]}. {story.sentences[index]} 99. Anna sweeps the {places[index]}."
+                slips += ring_errors(text) == [99]
+                moves += 1
+    assert abs(slips / moves - 0.2) < 0.03
 
 
 def test_stories_depend_on_seed_split_and_index_alone() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from lrscale.tasks.prompting import BRIEF_MARKER_SENTENCE, MARKER_EXAMPLE
 from lrscale.tasks.ring import NAMES, PLACES, STEPS
 from lrscale.tasks.tiny_base.examples import SOFT, Examples, collate
-from lrscale.tasks.tiny_base.make import StopRule, make_tiny_base
+from lrscale.tasks.tiny_base.make import make_tiny_base
 from lrscale.tasks.tiny_base.measure import accuracy, completions, direct_accuracy
 from lrscale.tasks.tiny_base.tokenizer import TAGS, ring_task, train_sentencepiece
 from lrscale.tasks.tiny_base.training import TrainingSettings, batch_loss, build_model, input_embeddings
@@ -92,11 +92,11 @@ def test_shipped_model_is_small_float32_and_reasons_better_than_it_guesses(
     assert model.dtype == torch.float32 and model.config.vocab_size == len(tokenizer)
     assert sum(p.numel() for p in model.parameters()) < 1_000_000
     task = ring_task(0)
-    prompts = [task.prompt("eval", index, markers=False) for index in range(128)]
-    explicit = accuracy(task, prompts, completions(model, tokenizer, prompts, temperature=0.0))
+    prompts = [task.prompt("eval", index, markers=False) for index in range(96)]
+    explicit = accuracy(task, prompts, completions(model, tokenizer, prompts))
     direct = direct_accuracy(model, tokenizer, prompts)
-    # 128 stories: one standard error is 0.04. The script's own figures, on 512 stories, are in made.json.
-    assert 0.6 < explicit < 0.95 and 0.35 < direct < 0.65, (explicit, direct)
+    # 96 stories: one standard error is 0.045. The script's own figures, on 1,000 stories, are in made.json.
+    assert 0.55 < explicit < 0.9 and 0.35 < direct < 0.65, (explicit, direct)
 
 
 def test_shipped_model_writes_markers_only_when_told_of_them(
@@ -106,16 +106,16 @@ def test_shipped_model_writes_markers_only_when_told_of_them(
     task = ring_task(0)
     texts = {}
     for markers in (False, True):
-        prompts = [task.prompt("eval", index, markers=markers) for index in range(48)]
+        prompts = [task.prompt("eval", index, markers=markers) for index in range(32)]
         texts[markers] = completions(model, tokenizer, prompts)
     assert sum(TAGS[0] in text for text in texts[False]) <= 1
-    assert sum(f"{TAGS[0]}2{TAGS[1]}" in text for text in texts[True]) >= 36
+    assert sum(f"{TAGS[0]}2{TAGS[1]}" in text for text in texts[True]) >= 24
 
 
 def test_examples_put_soft_inputs_behind_markers(tokenizer: PreTrainedTokenizerBase) -> None:
     """Locks out a base that learns to go on behind an empty marker, or soft inputs that do not hold the sentence."""
     task = ring_task(0)
-    examples = Examples(task, tokenizer, soft_share=1.0, seed=0)
+    examples = Examples(task, tokenizer, soft_share=1.0, slip_share=0.0, seed=0)
     marker = tokenizer(f"{TAGS[0]}2{TAGS[1]}", add_special_tokens=False)["input_ids"]
     for index in range(50):
         example = examples.draw()
@@ -134,7 +134,7 @@ def test_examples_put_soft_inputs_behind_markers(tokenizer: PreTrainedTokenizerB
 def test_explicit_examples_are_prompt_and_reference_trace(tokenizer: PreTrainedTokenizerBase) -> None:
     """Locks out training on text that the tokenizer would cut differently, or loss on the prompt."""
     task = ring_task(0)
-    examples = Examples(task, tokenizer, soft_share=0.0, seed=0)
+    examples = Examples(task, tokenizer, soft_share=0.0, slip_share=0.0, seed=0)
     for index in range(20):
         example = examples.draw()
         prompt = task.prompt("train", index, markers=False).text
@@ -147,7 +147,7 @@ def test_explicit_examples_are_prompt_and_reference_trace(tokenizer: PreTrainedT
 def test_batch_loss_is_that_of_a_plain_loop(tokenizer: PreTrainedTokenizerBase) -> None:
     """Locks out targets off by one, padding that counts, and soft inputs in the wrong place or row."""
     model = build_model(tokenizer, seed=0).double()
-    examples = Examples(ring_task(0), tokenizer, soft_share=0.5, seed=1)
+    examples = Examples(ring_task(0), tokenizer, soft_share=0.5, slip_share=0.1, seed=1)
     drawn = [examples.draw() for _ in range(5)]
     assert any(example.soft for example in drawn) and not all(example.soft for example in drawn)
     batch = collate(drawn, vocabulary=len(tokenizer))
@@ -177,9 +177,8 @@ def test_tokenizer_is_the_shipped_one_again() -> None:
 @pytest.mark.slow
 def test_a_seed_gives_the_same_bits_again(tmp_path: Path) -> None:
     """Locks out a base that nobody can make a second time."""
-    stop = StopRule(max_steps=3, prompts=8)
     digests = []
     for name in ("one", "two"):
-        make_tiny_base(tmp_path / name, TrainingSettings(seed=5), stop, lambda line: None)
+        make_tiny_base(tmp_path / name, TrainingSettings(seed=5, steps=3), eval_stories=4, report=lambda line: None)
         digests.append(hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest())
     assert digests[0] == digests[1]
