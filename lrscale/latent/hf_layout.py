@@ -8,6 +8,7 @@ AutoModelForCausalLM ignores what it does not know.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,12 +131,16 @@ def _untied(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:

@@ -222,12 +222,13 @@ def step_line(metrics: Mapping[str, Any], total: int | None = None) -> str:
     width = len(str(total)) if total is not None else 1
     words = [f"{where} {metrics['step']:>{width}}{of_total}"]
     for label, key, form in _STEP_FIELDS:
-        if metrics.get(key) is not None:
-            words.append(f"{label} {metrics[key]:{form}}")
+        value = metrics.get(key)
+        if value is not None and (value or key != "scores_failed"):
+            words.append(f"{label} {value:{form}}")
     seconds = [
-        f"{key.removesuffix('_s')} {value:.2f} s"
-        for key, value in metrics.items()
-        if key.endswith("_s") and not key.endswith("_cpu_s") and key not in ("step_s", "cpu_s") and value
+        f"{key.removesuffix('_s')} {took:.2f} s"
+        for key, took in metrics.items()
+        if key.endswith("_s") and not key.endswith("_cpu_s") and key not in ("step_s", "cpu_s") and took >= 0.005
     ]
     return "  ".join(words) + (f"  | {', '.join(seconds)}" if seconds else "")
 
