@@ -20,6 +20,8 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     chat_template: bool = False
     """Wrap each prompt in the tokenizer's chat template as one user message."""
+    add_marker_tokens: bool = False
+    """Give the marker's tags tokens of their own where the tokenizer has none; they start as the mean of their pieces."""
     logits_mib: PositiveInt = 256
     """The LM head runs in chunks so that logits never take more than this many MiB."""
 

@@ -25,7 +25,7 @@ class Backbone:
     Not a module: it owns no parameters, it only knows where the model keeps them.
 
     Raises:
-        ValueError: the model's head scales logits in a way that is not known here.
+        ValueError: the model's head scales logits in a way that is not known here, or its attention takes no masks.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -37,6 +37,12 @@ class Backbone:
                     f"{type(model).__name__} scales its logits by config.{name}, which lrscale does not apply; "
                     "use a Llama, Qwen, Mistral, Gemma or GPT-2 style model"
                 )
+        attention = self.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise ValueError(
+                f"attention: given {attention!r}, allowed sdpa or eager: expand and generate hand masks of their own "
+                "to the model, which other kernels do not take"
+            )
         self._softcap = getattr(self.config, "final_logit_softcapping", None)
         self._sliding = _sliding_layers(self.config)
 
@@ -99,11 +105,12 @@ class Backbone:
         Positions, not cache slots, decide: rows of different lengths leave holes in the cache.
         The result is [B, 1, K, S], or one such mask a layer type as transformers takes them.
         """
-        distance_BKS = query_position_BK[:, :, None] - key_position_BS[:, None, :]
-        full_B1KS = ((distance_BKS >= 0) & key_valid_BS[:, None, :])[:, None]
+        query_BK1, key_B1S = query_position_BK[:, :, None], key_position_BS[:, None, :]
+        full_B1KS = ((key_B1S <= query_BK1) & key_valid_BS[:, None, :])[:, None]
         if not self._sliding:
             return self._native(full_B1KS)
-        sliding_B1KS = self._native(full_B1KS & (distance_BKS < self.config.sliding_window)[:, None])
+        near_BKS = key_B1S > query_BK1 - self.config.sliding_window
+        sliding_B1KS = self._native(full_B1KS & near_BKS[:, None])
         if self._sliding == "all":
             return sliding_B1KS
         return {"full_attention": self._native(full_B1KS), "sliding_attention": sliding_B1KS}

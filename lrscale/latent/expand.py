@@ -27,9 +27,9 @@ LatentMode = Literal["real", "zero", "shuffled"]
 def next_latents(projector: nn.Module, hidden_BH: Tensor, active_B: Tensor, mode: LatentMode) -> Tensor:
     """The next latent of every active row, [active, H].
 
-    `shuffled` hands each active row the latent of another one, half the batch away, so that samples of the
-    same prompt, which stand side by side, do not merely swap among themselves. A row that is active alone
-    gets the projection of an idle row's hidden state.
+    `shuffled` hands each active row the latent of another active one, half of them away: samples of the same
+    prompt stand side by side, so most latents come from other prompts. A row that is active alone gets the
+    projection of an idle row's hidden state.
 
     Raises:
         ValueError: `shuffled` with a single row: there is nothing to swap with.

@@ -21,6 +21,7 @@ from lrscale.latent.expand import LatentMode, expand_rows
 from lrscale.latent.hf_layout import ProjectorFields, dtype_of, load_base, load_projector_tensors, save_model
 from lrscale.latent.layout import PackedRows, Spans, gather_positions, pack_rows
 from lrscale.latent.marker import MarkerDetector
+from lrscale.latent.marker_tokens import ensure_marker_tokens
 from lrscale.latent.projector import ProjectorKind, ReasoningProjector
 from lrscale.latent.replay import fit_spans, projector_inputs, replay_rows
 from lrscale.latent.sampling import SamplingOptions
@@ -112,7 +113,8 @@ class LatentPolicy(nn.Module):
         *,
         projector_kind: ProjectorKind | None = None,
         dtype: str | torch.dtype | None = None,
-        attention: str = "sdpa",
+        attention: str | None = None,
+        add_marker_tokens: bool = False,
     ) -> LatentPolicy:
         """Load a LiteReason checkpoint, or a plain model with a projector warm-started from its last MLP.
 
@@ -123,20 +125,31 @@ class LatentPolicy(nn.Module):
             max_latent_steps: None means the checkpoint's, 32 for a plain model.
             projector_kind: None means the checkpoint's, `paper` for a plain model.
             dtype: None leaves the checkpoint's.
-            attention: `sdpa` or `eager` (expand and generate hand their own masks to the model).
+            attention: `sdpa`, the default, or `eager`; paths only.
+            add_marker_tokens: give each tag a token of its own where the tokenizer has none. Their embeddings start
+                as the mean of the pieces that spelled them; a marker then takes 3 tokens or so instead of 10.
 
         Raises:
-            ValueError: no tokenizer, no MLP to clone, or a projector other than the one asked for.
+            ValueError: no tokenizer, no MLP to clone, a projector other than the one asked for, or an option that
+                does not apply to a model that is already loaded.
         """
         if isinstance(path_or_model, PreTrainedModel):
             model, path, fields = path_or_model, None, None
             if tokenizer is None:
                 raise ValueError("a loaded model needs its tokenizer beside it: from_pretrained(model, tokenizer)")
+            if dtype is not None or attention is not None:
+                raise ValueError("dtype and attention are for paths: load the model with the ones you want")
+            if ProjectorFields.read(model.config) is not None:
+                raise ValueError(
+                    "the loaded model is a LiteReason checkpoint: hand in its path to get its projector too"
+                )
         else:
             path = str(path_or_model)
             fields = ProjectorFields.read(AutoConfig.from_pretrained(path, trust_remote_code=False))
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model = load_base(path, dtype=dtype_of(dtype) or "auto", attn_implementation=attention)
+            model = load_base(path, dtype=dtype_of(dtype) or "auto", attn_implementation=attention or "sdpa")
+        if add_marker_tokens:
+            ensure_marker_tokens(model, tokenizer)
         wanted = _wanted_fields(fields, projector_layers, max_latent_steps, projector_kind)
         backbone = Backbone(model)
         projector = ReasoningProjector.from_mlp(
@@ -229,15 +242,17 @@ class LatentPolicy(nn.Module):
     ) -> Tensor:
         """log p(token t | before t) of every token, [B, T]; 0 in column 0 and where `where_BT` is 0.
 
-        The LM head runs in chunks, recomputed in the backward pass, so that the logits never take more
-        than `logits_mib` MiB (counted in float32, float64 for a float64 policy). Tokens must not be
-        left-padded here: column t is predicted from column t-1.
+        The LM head runs in chunks, recomputed in the backward pass, so that a copy of the logits never takes
+        more than `logits_mib` MiB (counted in float32, float64 for a float64 policy; two or three copies
+        live at once). Tokens must not be left-padded here: column t is predicted from column t-1.
         """
-        wanted_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if where_BT is None else where_BT.bool()
-        wanted_BT = wanted_BT.clone()
+        input_ids_BT = input_ids_BT.to(hidden_BTH.device)
+        wanted_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
+        if where_BT is not None:
+            wanted_BT &= where_BT.to(hidden_BTH.device).bool()
         wanted_BT[:, 0] = False
         hidden_NH = hidden_BTH[:, :-1][wanted_BT[:, 1:]]
-        targets_N = input_ids_BT.to(hidden_BTH.device)[wanted_BT]
+        targets_N = input_ids_BT[wanted_BT]
         wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         chunk = max(1, self.logits_mib * 2**20 // (self.model.get_output_embeddings().weight.shape[0] * wide.itemsize))
 
@@ -280,7 +295,9 @@ class LatentPolicy(nn.Module):
             if not prompt:
                 raise ValueError(f"prompt {index} has no tokens")
         decoding = self._decode_options(options)
-        self.backbone.check_positions(max(map(len, ids), default=0) + decoding.max_new_tokens)
+        inside = (sum(span.steps for span in self.detector.find(prompt)) for prompt in ids)
+        positions = max((len(prompt) + steps for prompt, steps in zip(ids, inside, strict=True)), default=0)
+        self.backbone.check_positions(positions + decoding.max_new_tokens)
         decoder = Decoder(self.backbone, self.projector, self.detector, decoding)
         for start in range(0, len(ids), batch_rows):
             batch = slice(start, start + batch_rows)

@@ -95,7 +95,8 @@ def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     cumulative_BV = weights_BV.cumsum(-1, dtype=torch.float64)
     total_B = cumulative_BV[:, -1]
     target_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-    return torch.searchsorted(cumulative_BV, target_B[:, None], right=True).squeeze(1)
+    tokens_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True).squeeze(1)
+    return tokens_B.clamp(max=weights_BV.shape[1] - 1)  # past the end only for NaN, which the log-prob then shows
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:

@@ -43,6 +43,7 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
             projector_kind=projector.kind,
             dtype=model.dtype,
             attention=model.attention,
+            add_marker_tokens=model.add_marker_tokens,
         )
     except _LOAD_ERRORS as error:
         raise ValueError(f"model.path {model.path}: {_short(error)}") from error

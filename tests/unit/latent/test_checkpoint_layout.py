@@ -138,3 +138,35 @@ def test_models_without_an_mlp_to_clone_are_refused():
     for model in (moe, bert):
         with pytest.raises(ValueError, match=r"Llama, Qwen, Mistral, Gemma, GPT-2"):
             LatentPolicy.from_pretrained(model, tokenizer)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_marker_tokens_are_added_as_the_mean_of_their_pieces(tied, tmp_path):
+    """Random rows would hide the tags from a model that can read them as text; lost rows would not load again."""
+    tokenizer = tiny_tokenizer(tags=False)
+    model = tiny_model("llama", len(tokenizer), torch.float32, tie_word_embeddings=tied)
+    pieces = tokenizer.encode("<implicit_thought>", add_special_tokens=False)
+    means = [w.weight[pieces].mean(0).clone() for w in (model.get_input_embeddings(), model.get_output_embeddings())]
+    policy = LatentPolicy.from_pretrained(model, tokenizer, add_marker_tokens=True)
+    tag = tokenizer.convert_tokens_to_ids("<implicit_thought>")
+    assert policy.detector.has_marker_tokens and len(policy.marker_ids(4)) == 3
+    assert torch.equal(model.get_input_embeddings().weight[tag], means[0])
+    assert torch.equal(model.get_output_embeddings().weight[tag], means[1])
+    policy.save_pretrained(tmp_path)
+    again = LatentPolicy.from_pretrained(tmp_path)
+    assert again.marker_ids(4) == policy.marker_ids(4)
+    assert torch.equal(again.model.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_options_that_do_not_apply_to_a_loaded_model_are_refused():
+    """They used to be ignored: a policy in another dtype than the one asked for."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
+    for options in ({"dtype": "bfloat16"}, {"attention": "eager"}):
+        with pytest.raises(ValueError, match="are for paths"):
+            LatentPolicy.from_pretrained(model, tokenizer, **options)
+    model.config.is_litereason_model = True
+    model.config.litereason_num_reasoning_layers = 3
+    model.config.litereason_max_reasoning_steps = 8
+    with pytest.raises(ValueError, match="hand in its path"):
+        LatentPolicy.from_pretrained(model, tokenizer)

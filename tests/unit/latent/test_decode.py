@@ -168,6 +168,21 @@ def test_shuffled_latents_come_from_other_rows_and_replay_exactly(llama):
     assert not torch.allclose(rollouts[1].latents_LH[:1], own, atol=1e-6)
 
 
+def test_numbers_that_are_not_finite_come_back_to_the_caller(llama):
+    """A NaN latent must end as a named error of the run, not as an index error inside the sampler."""
+    with torch.no_grad():
+        llama.projector.gain.fill_(float("nan"))
+    rollout = llama.generate([PROMPTS[2]], max_new_tokens=12)[0]
+    assert not torch.isfinite(rollout.latents_LH).any() and not torch.isfinite(rollout.logprobs_T).any()
+
+
+def test_latents_inside_a_prompt_count_as_positions(llama):
+    """Learned positions end in an index error, on a GPU in an assert that kills the context."""
+    prompt = "<implicit_thought>32</implicit_thought>" * 15 + "x"
+    with pytest.raises(ValueError, match="the model has 512"):
+        llama.generate([prompt], max_new_tokens=8)
+
+
 def test_top_k_top_p_and_forbidden_ids_against_plain_loops():
     torch.manual_seed(0)
     logits = torch.randn(500, 12, dtype=torch.float64) * 2

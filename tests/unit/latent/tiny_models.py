@@ -29,14 +29,15 @@ COMMON = {
 ARCHITECTURES = ("llama", "qwen3", "gemma", "gpt2")
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, one token a byte, the two tags as special tokens: 256 + 4 ids."""
+def tiny_tokenizer(*, tags: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level, one token a byte, the two tags as special tokens: 256 + 4 ids (256 + 2 without tags)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
-    tokenizer.add_special_tokens({"additional_special_tokens": TAGS})
+    if tags:
+        tokenizer.add_special_tokens({"additional_special_tokens": TAGS})
     return tokenizer
 
 
