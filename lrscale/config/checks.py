@@ -77,12 +77,30 @@ def _one_process(recipe: Recipe) -> Iterator[Conflict]:
         yield Conflict(("parallel", "kind"), message, "leave cluster.nodes and cluster.gpus_per_node at 1")
 
 
+def _shuffling(recipe: Recipe) -> Iterator[Conflict]:
+    """Latents are shuffled over the rows that are decoded side by side: a row alone would keep its own."""
+    if "shuffled_latent" not in recipe.stages.rl.arms:
+        return
+    why = "the arm shuffled_latent swaps latents between sequences that are decoded side by side"
+    if recipe.rollout.batch_rows < 2:
+        message = f"rollout.batch_rows is {recipe.rollout.batch_rows}, but {why}"
+        yield Conflict(
+            ("rollout", "batch_rows"), message, "give at least 2, or take shuffled_latent off stages.rl.arms"
+        )
+    evaluate = recipe.stages.evaluate
+    if "evaluate" in recipe.stages.run and evaluate.prompts * evaluate.samples_per_prompt < 2:
+        message = f"stages.evaluate decodes one sequence, but {why}"
+        help_text = "give stages.evaluate.prompts at least 2, or take shuffled_latent off stages.rl.arms"
+        yield Conflict(("stages", "evaluate", "prompts"), message, help_text)
+
+
 _CHECKS: tuple[Callable[[Recipe], Iterator[Conflict]], ...] = (
     _reward_of_jsonl,
     _lengths,
     _prompts_there_are,
     _minibatches,
     _one_process,
+    _shuffling,
 )
 
 

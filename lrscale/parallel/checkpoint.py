@@ -80,7 +80,7 @@ class CheckpointStore:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._prune()
+        self.prune()
         return self.folder / name
 
     def latest(self) -> Checkpoint | None:
@@ -107,20 +107,20 @@ class CheckpointStore:
         """Everything on disk for good, then a manifest that says what a whole checkpoint looks like."""
         files = {}
         for path in sorted(temporary.iterdir()):
-            _sync(path)
+            sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         sequence = max((one.sequence for one in self._listed()), default=0) + 1
         manifest = {"format": _FORMAT, "name": name, "sequence": sequence, "files": files}
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        _sync(temporary / _MANIFEST)
-        _sync(temporary)
+        sync(temporary / _MANIFEST)
+        sync(temporary)
 
     def _put_in_place(self, temporary: Path, name: str) -> None:
         target, replaced = self.folder / name, self.folder / (_REPLACED + name)
         if target.exists():
             target.rename(replaced)  # a folder that is not empty cannot be renamed over
         temporary.rename(target)
-        _sync(self.folder)
+        sync(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _clean_up(self) -> None:
@@ -147,10 +147,15 @@ class CheckpointStore:
         found = [Checkpoint(path.name, path, number) for path, number in sequences.items() if number is not None]
         return sorted(found, key=lambda one: one.sequence)
 
-    def _prune(self) -> None:
-        """Only after a save: the newest is known to be whole. Damaged ones are not counted, and go with their age."""
-        listed = self._listed()
+    def prune(self) -> None:
+        """Remove all but the newest `keep_last`. Damaged ones are not counted, and go with their age.
+
+        Only sizes are looked at: for use after a save, when the newest is known to be whole.
+        """
+        listed = self._listed() if self.folder.is_dir() else []
         whole = [one for one in listed if _damage(one.folder, checksums=False) is None]
+        if not whole:
+            return
         oldest_kept = whole[-self.keep_last :][0].sequence
         for checkpoint in listed:
             if checkpoint.sequence >= oldest_kept:
@@ -217,7 +222,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """fsync a file, or a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrscale.config.optimisation import OptimisationConfig
+from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
 from lrscale.parallel.optimizer import GroupOptimizer
 from lrscale.parallel.ranks import Ranks
@@ -19,9 +20,6 @@ from lrscale.parallel.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
-
-PROJECTOR_PREFIX = "reasoning_projector."
-"""The projector's names in a checkpoint; those of the base model stand as they are."""
 
 _FORMAT = 1
 _OPTIMIZER_FILE = "optimizer-{group}"

@@ -1,7 +1,12 @@
-"""TensorBoard and Weights & Biases through accelerate's trackers; metrics.jsonl is written elsewhere, always."""
+"""TensorBoard and Weights & Biases through accelerate's trackers; metrics.jsonl is written elsewhere, always.
+
+Trackers only ever append: steps that a resumed run takes again reach them twice. metrics.jsonl, which is cut back
+to the checkpoint, holds each step once.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -71,10 +76,15 @@ def _open(name: TrackerName, project: str, run_dir: Path, flat: dict[str, Any]) 
         tracker = TensorBoardTracker(project, logging_dir=run_dir / "tensorboard")
     else:
         # mode and keys are wandb's own business (WANDB_MODE, wandb login): nothing of them passes through here
-        tracker = WandBTracker(project, name=run_dir.name, id=run_dir.name, resume="allow", dir=str(run_dir))
+        tracker = WandBTracker(project, name=run_dir.name, id=run_id(run_dir), resume="allow", dir=str(run_dir))
     tracker.start()
     tracker.store_init_configuration(flat)
     return tracker
+
+
+def run_id(run_dir: Path) -> str:
+    """One and the same for each launch of a run, another for a run of the same name in another folder."""
+    return f"{run_dir.name}-{hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]}"
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,8 +26,8 @@ from lrscale.parallel.ranks import set_threads
 from lrscale.records import RolloutGroup, Score
 from lrscale.report.metrics import wilson_interval
 from lrscale.report.table import Cells, plain_table
-from lrscale.report.timing import PhaseTimer
 from lrscale.rollout.engine import SamplingPlan
+from lrscale.stages.clock import phase_timer
 from lrscale.stages.parts import Parts, build_sampler
 from lrscale.stages.randomness import stream_seed
 from lrscale.stages.rollout_io import json_lines, shown, write_whole
@@ -56,7 +56,7 @@ def evaluate_arm(sampler: Sampler, recipe: Recipe, arm: Arm, *, step: int, when:
     kind = ARMS[arm]
     prompts = sampler.book.prompts("eval", markers=kind.markers)[: config.prompts]
     plan = SamplingPlan(seed=stream_seed(recipe.seed, STAGE), mode=kind.mode, temperature=config.temperature)
-    timer = PhaseTimer()
+    timer = phase_timer(sampler.policy)
     groups = sampler.groups(prompts, config.samples_per_prompt, plan, timer, label=f"evaluate {arm}")
     metrics = {"stage": STAGE, "arm": arm, "step": step, "when": when, **summarise(sampler, groups)}
     metrics["evaluate_s"] = timer.take()["step_s"]

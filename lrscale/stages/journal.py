@@ -13,14 +13,13 @@ of the checkpoint and the step's number.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lrscale.parallel.checkpoint import CheckpointError, CheckpointStore
 from lrscale.parallel.engine import Engine
 from lrscale.report.metrics import MetricsLog
-from lrscale.stages.rollout_io import write_json
+from lrscale.stages.rollout_io import StateDamagedError, read_json, write_json
 
 
 class Journal:
@@ -37,23 +36,32 @@ class Journal:
         mark = self._mark(stage)
         if not mark.is_file():
             return False
-        self._bytes_before = json.loads(mark.read_text(encoding="utf-8"))["metrics_bytes"]
+        content = read_json(mark)
+        size = content.get("metrics_bytes") if isinstance(content, dict) else None
+        if not isinstance(size, int):
+            raise StateDamagedError(f"{mark} is damaged: it tells no metrics_bytes; restore it, or start a new run")
+        self._bytes_before = size
         return True
 
     def finish(self, stage: str) -> None:
-        """The stage is over: a later launch begins with the next one."""
+        """The stage is over: a later launch begins with the next one. Only its newest checkpoint stays."""
         self._bytes_before = self._metrics.size_bytes
         write_json(self._mark(stage), {"metrics_bytes": self._bytes_before})
+        CheckpointStore(self.folder / stage, keep_last=1).prune()
 
     def resume(self, stage: str) -> dict[str, Any] | None:
-        """Restore the newest whole checkpoint of the stage and its state; None, metrics cut back, without one."""
+        """Restore the newest whole checkpoint of the stage and its state; None, metrics cut back, without one.
+
+        Raises:
+            StateDamagedError: metrics.jsonl has lost lines since.
+        """
         store = CheckpointStore(self.folder / stage)
         checkpoint = store.latest()
         if checkpoint is None:
-            self._metrics.truncate(self._bytes_before)
+            self._cut_metrics(self._bytes_before)
             return None
         state = store.load(checkpoint, self._engine)
-        self._metrics.truncate(state["metrics_bytes"])
+        self._cut_metrics(state["metrics_bytes"])
         return state
 
     def save(self, stage: str, step: int, state: dict[str, Any]) -> None:
@@ -75,6 +83,12 @@ class Journal:
                 f"the last checkpoint of {stage} in {store.folder} is gone or damaged, and every arm starts from it. "
                 "Restore it, or start a new run"
             )
+
+    def _cut_metrics(self, size_bytes: int) -> None:
+        try:
+            self._metrics.truncate(size_bytes)
+        except ValueError as error:
+            raise StateDamagedError(str(error)) from error
 
     def _mark(self, stage: str) -> Path:
         return self.folder / stage / "done.json"

@@ -9,16 +9,19 @@ import shutil
 from collections.abc import Sequence
 
 from lrscale.latent import LatentPolicy
+from lrscale.parallel.checkpoint import sync
 from lrscale.parallel.loading import load_policy
 from lrscale.stages import projector_sft, rl, traces
 from lrscale.stages.evaluate import evaluate_and_record
 from lrscale.stages.journal import Journal
+from lrscale.stages.lengths import check_lengths
 from lrscale.stages.lite_rows import LiteRow
 from lrscale.stages.parts import Parts
 
 
 def run_stages(parts: Parts) -> None:
     """Everything the recipe's `stages.run` names that is not done yet."""
+    check_lengths(parts)
     run = parts.recipe.stages.run
     journal = Journal(parts.run_dir / "checkpoints", parts.engine, parts.log.metrics)
     if traces.STAGE in run and not journal.is_done(traces.STAGE):
@@ -78,10 +81,13 @@ def reference_policy(parts: Parts) -> LatentPolicy | None:
 
 
 def save_model(parts: Parts, name: str) -> None:
-    """models/NAME in the Hugging Face layout, whole or not at all."""
+    """models/NAME in the Hugging Face layout, whole or not at all, on the disk for good on return."""
     target = parts.run_dir / "models" / name
     temporary = target.with_name(f".tmp-{name}")
     shutil.rmtree(temporary, ignore_errors=True)
     parts.policy.save_pretrained(temporary)
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
+    sync(target.parent)

@@ -15,9 +15,10 @@ import torch
 from lrscale.config.stages import Arm
 from lrscale.objective import after_first_marker_mask, learning_rate_at, projector_loss
 from lrscale.parallel.engine import NonFiniteError
-from lrscale.report.timing import PhaseTimer, step_line
+from lrscale.report.timing import step_line
 from lrscale.stages.alignment import align_projector
 from lrscale.stages.batching import micro_batches, padded
+from lrscale.stages.clock import phase_timer
 from lrscale.stages.heldout import heldout_losses
 from lrscale.stages.journal import Journal
 from lrscale.stages.lite_rows import LiteRow, lite_rows, split_heldout, with_marker_prompts
@@ -29,6 +30,7 @@ from lrscale.stages.traces import read_traces
 STAGE = "projector_sft"
 USUAL_SCALE = (0.1, 10.0)
 """rms(latent) / rms(embedding) outside of this range is warned about."""
+_MEND = "Lower the learning rate, or use projector.kind: normalised"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,12 @@ class Training:
     """0 is stage 2 itself; refreshes inside an arm count from 1."""
     step: int = 0
     """RL step of a refresh."""
+
+    def where(self, step: int) -> str:
+        """Which optimizer step of which training, for error messages."""
+        if self.arm is None:
+            return f"projector SFT, step {step}"
+        return f"refresh {self.refresh} of {self.arm} (RL step {self.step}), step {step}"
 
 
 def run_projector_sft(parts: Parts, journal: Journal) -> None:
@@ -103,7 +111,7 @@ def train_projector(
     total = total_steps(parts, len(rows), training)
     label = STAGE if training.arm is None else f"refresh {training.refresh}"
     epoch_batches: tuple[int, list[list[LiteRow]]] = (-1, [])
-    timer = PhaseTimer()
+    timer = phase_timer(parts.policy)
     with parts.log.progress(label, total, done=first_step) as progress:
         for step in range(first_step, total):
             epoch, index = divmod(step, _batches_per_epoch(parts, len(rows)))
@@ -111,7 +119,7 @@ def train_projector(
                 epoch_batches = (epoch, batches_of_epoch(parts, rows, training, epoch))
             rate = learning_rate_at(config.schedule, peak=training.learning_rate, step=step, total_steps=total)
             metrics = {"stage": STAGE, "arm": training.arm, "refresh": training.refresh, "step": step + 1}
-            metrics |= _optimizer_step(parts, epoch_batches[1][index], rate, f"{label}, step {step + 1}")
+            metrics |= _optimizer_step(parts, epoch_batches[1][index], rate, training.where(step + 1))
             metrics |= {"learning_rate": rate, "step_s": timer.take()["step_s"]}
             if step == first_step:
                 warn_about_scale(metrics["latent_scale"], label)
@@ -159,15 +167,28 @@ def batches_of_epoch(parts: Parts, rows: Sequence[LiteRow], training: Training, 
     return shuffled([mixed[i : i + size] for i in range(0, len(mixed), size)], parts.recipe.seed, *names, "order")
 
 
-def warn_about_scale(scale: float | None, where: str) -> None:
-    """Say what to do where latents do not look like inputs (stacked MLPs without a norm explode or vanish)."""
+def warn_about_scale(scale: float | None, where: str, *, told: bool = False) -> bool:
+    """Say what to do where latents do not look like inputs (stacked MLPs without a norm explode or vanish).
+
+    Returns whether they do not; handed in as `told` the next time, it keeps the warning from being repeated
+    until the scale has been usual again. None, no latents at all, changes nothing.
+    """
+    if scale is None:
+        return told
     low, high = USUAL_SCALE
-    if scale is not None and not low <= scale <= high:
+    unusual = not low <= scale <= high
+    if unusual and not told:
         logger.warning(
             "%s: latents are %.3g times as large as embeddings (rms; usual is %g to %g), so the model can hardly "
             "read them. Set projector.kind: normalised",
             where, scale, low, high,
         )  # fmt: skip
+    return unusual
+
+
+def _prompts(rows: Sequence[LiteRow]) -> str:
+    names = list(dict.fromkeys(row.prompt_id for row in rows))
+    return f"prompts {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
 def _batches_per_epoch(parts: Parts, rows: int) -> int:
@@ -190,19 +211,21 @@ def _optimizer_step(parts: Parts, batch: Sequence[LiteRow], learning_rate: float
             logprobs_BT = policy.token_logprobs(out.hidden_BTH, ids_BT, where_BT=counted_BT)
             loss = projector_loss(logprobs_BT, counted_BT, normaliser)
             if not bool(torch.isfinite(loss)):
-                bad = [row.prompt_id for row, sums in zip(rows, logprobs_BT.sum(1), strict=True) if not sums.isfinite()]
+                bad = [row for row, sums in zip(rows, logprobs_BT.sum(1), strict=True) if not sums.isfinite()]
                 raise NonFiniteError(
-                    f"{where}: loss is {float(loss.detach())} (prompts {', '.join(bad[:3])}); no weight was changed. "
-                    "Lower the learning rate, or use projector.kind: normalised"
+                    f"{where}: loss is {float(loss.detach())} ({_prompts(bad)}); no weight was changed. {_MEND}"
                 )
             engine.backward(loss)
             loss_sum += loss.detach()
             scales.append(policy.scale_ratio(out.latents))
-        grad_norm = engine.step(
-            "projector",
-            learning_rate=learning_rate,
-            max_grad_norm=parts.recipe.stages.projector_sft.max_grad_norm,
-        )
+        try:
+            grad_norm = engine.step(
+                "projector",
+                learning_rate=learning_rate,
+                max_grad_norm=parts.recipe.stages.projector_sft.max_grad_norm,
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{where}: {error} ({_prompts(batch)}). {_MEND}") from error
     # max: one exploding micro-batch must show
     finite = [scale for scale in scales if math.isfinite(scale)]
     return {

@@ -1,7 +1,8 @@
 """Random choices as functions of names and counters, so that a resumed run needs no generator's state.
 
-No stream is named after an arm: every arm meets the same prompts in the same order and draws
-from the same streams, which makes the arms' differences their own.
+No stream of sampling or of RL is named after an arm: every arm meets the same prompts in the same order and
+draws from the same streams, which makes the arms' differences their own. Only the order of a refresh's rows is
+drawn from a stream with the arm's name (projector_sft), and those rows are the arm's own anyway.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ other's. `zero_latent` and `discrete` never read a latent, so there is nothing t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from lrscale.stages.lite_rows import LiteRow, lite_rows
 from lrscale.stages.parts import Parts
 from lrscale.stages.projector_sft import Training, log_heldout, train_projector
 from lrscale.stages.randomness import shuffled
-from lrscale.stages.rollout_io import json_lines, read_json_lines, trace_from_json, trace_to_json
+from lrscale.stages.rollout_io import StateDamagedError, json_lines, read_json_lines, trace_from_json, trace_to_json
+from lrscale.stages.sampling import ARMS
 from lrscale.stages.traces import kept_traces
 
 
@@ -33,7 +35,7 @@ class RefreshBuffer:
         folder.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             if file.tell() < size_bytes:
-                raise ValueError(f"{self._path} lost lines since its checkpoint was written; restore it")
+                raise StateDamagedError(f"{self._path} lost lines since its checkpoint was written; restore it")
             file.truncate(size_bytes)
         self._size_bytes = size_bytes
 
@@ -42,14 +44,21 @@ class RefreshBuffer:
         return self._size_bytes
 
     def add(self, groups_P: Sequence[RolloutGroup]) -> None:
-        """Keep the samples with a positive reward."""
+        """Keep the samples with a positive reward; on the disk before a checkpoint counts on them."""
         content = json_lines(map(trace_to_json, kept_traces(groups_P)))
         with self._path.open("ab") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         self._size_bytes += len(content)
 
     def traces(self) -> list[Trace]:
         return [trace_from_json(entry) for entry in read_json_lines(self._path)]
+
+
+def refreshes(parts: Parts, arm: Arm) -> bool:
+    """Whether the projector is refreshed in this arm."""
+    return ARMS[arm].uses_projector and parts.recipe.stages.rl.refresh.share > 0
 
 
 def steps_per_epoch(parts: Parts) -> int:

@@ -25,13 +25,14 @@ from lrscale.records import Prompt, RolloutGroup, Score
 from lrscale.report.timing import PhaseTimer, step_line
 from lrscale.rollout.engine import SamplingPlan
 from lrscale.stages.audit import audit_drift
+from lrscale.stages.clock import phase_timer
 from lrscale.stages.evaluate import evaluate_and_record
 from lrscale.stages.journal import Journal
 from lrscale.stages.lite_rows import LiteRow
 from lrscale.stages.parts import Parts
 from lrscale.stages.projector_sft import warn_about_scale
 from lrscale.stages.randomness import stream_seed, take_cyclic
-from lrscale.stages.refresh import RefreshBuffer, refresh_projector, steps_per_epoch
+from lrscale.stages.refresh import RefreshBuffer, refresh_projector, refreshes, steps_per_epoch
 from lrscale.stages.rollout_io import save_groups
 from lrscale.stages.sampling import ARMS, completion_markers, is_right, mean
 from lrscale.stages.update import Row, UpdateSettings, scored_rows, update_policy
@@ -87,8 +88,11 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
     """The arm's steps from `state` (empty: the first) to the last; the engine already stands there."""
     parts, arm, config = run.parts, run.arm, run.parts.recipe.stages.rl
     first = state.get("step", 0)
-    buffer = RefreshBuffer(parts.run_dir / "rollouts", arm, totals.refreshes, state.get("refresh_bytes", 0))
-    timer = PhaseTimer("rollout", "score", "update", "refresh")
+    buffer = None
+    if refreshes(parts, arm):
+        buffer = RefreshBuffer(parts.run_dir / "rollouts", arm, totals.refreshes, state.get("refresh_bytes", 0))
+    timer = phase_timer(parts.policy, "rollout", "score", "update", "refresh")
+    told = False
     parts.rollouts.load_weights(parts.engine.full_parameters(), version=first)
     with parts.log.progress(f"RL {arm}", config.steps, done=first) as progress:
         for step in range(first + 1, config.steps + 1):
@@ -107,6 +111,7 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
                 buffer = refresh_after(run, step, groups_P, buffer, totals)
             totals.count(rows)
             metrics = {"stage": STAGE, "arm": arm, "step": step, **describe(parts, groups_P, rewards_PG, valid_PG)}
+            told = warn_about_scale(metrics["latent_scale"], f"RL {arm}, step {step}", told=told)
             metrics |= {**asdict(result), "learning_rate": rate, **totals.tokens(), **timer.take()}
             parts.log.record(metrics)
             parts.log.say(step_line(metrics, config.steps))
@@ -115,7 +120,8 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
                 evaluate_and_record(parts, arm, step=step, when="during")
             if step % config.checkpoint_every == 0 or step == config.steps:
                 totals.tick()
-                run.journal.save(arm, step, {"totals": totals.to_json(), "refresh_bytes": buffer.size_bytes})
+                size = buffer.size_bytes if buffer is not None else 0
+                run.journal.save(arm, step, {"totals": totals.to_json(), "refresh_bytes": size})
             timer.take()
 
 
@@ -127,16 +133,23 @@ def prompts_of_step(parts: Parts, arm: Arm, step: int) -> list[Prompt]:
 
 
 def sample(parts: Parts, arm: Arm, prompts: Sequence[Prompt], step: int, timer: PhaseTimer) -> list[RolloutGroup]:
+    """The step's groups; engines that shard make room on the accelerator for it."""
     plan = SamplingPlan(seed=stream_seed(parts.recipe.seed, STAGE, step), mode=ARMS[arm].mode)
-    return parts.sampler.groups(prompts, parts.recipe.stages.rl.group_size, plan, timer)
+    parts.engine.offload_states()
+    groups_P = parts.sampler.groups(prompts, parts.recipe.stages.rl.group_size, plan, timer)
+    parts.engine.reload_states()
+    return groups_P
 
 
 def refresh_after(
-    run: ArmRun, step: int, groups_P: Sequence[RolloutGroup], buffer: RefreshBuffer, totals: Totals
-) -> RefreshBuffer:
-    """Keep the step's right traces; at the end of an epoch train the projector on them and begin a new buffer."""
-    if not ARMS[run.arm].uses_projector or not run.parts.recipe.stages.rl.refresh.share:
-        return buffer
+    run: ArmRun, step: int, groups_P: Sequence[RolloutGroup], buffer: RefreshBuffer | None, totals: Totals
+) -> RefreshBuffer | None:
+    """Keep the step's right traces; at the end of an epoch train the projector on them and begin a new buffer.
+
+    None, for arms without a refresh, stays None.
+    """
+    if buffer is None:
+        return None
     buffer.add(groups_P)
     if step % steps_per_epoch(run.parts):
         return buffer
@@ -163,6 +176,7 @@ def describe(
     rollouts = [rollout for group in groups_P for rollout in group.rollouts]
     scores = [score for group in groups_P for score in group.scores if isinstance(score, Score)]
     markers = sum(len(completion_markers(policy, rollout)) for rollout in rollouts)
+    latents = [rollout.latents_LH for rollout in rollouts if len(rollout.latents_LH)]
     latent_steps = sum(rollout.completion_latent_steps for rollout in rollouts)
     texts = map(parts.sampler.text, rollouts)
     return {
@@ -175,15 +189,13 @@ def describe(
         "no_answer_share": mean([not task.answered(text) for text in texts]),
         "groups_without_signal": count_groups_without_signal(rewards_PG, valid_PG),
         "scores_failed": len(rollouts) - len(scores),
+        "latent_scale": policy.scale_ratio(latents) if latents else None,
     }
 
 
 def look_closer(parts: Parts, arm: Arm, step: int, groups_P: Sequence[RolloutGroup], advantages_PG: Tensor) -> None:
-    """The looks a run takes at itself now and then: scale of the latents, drift, saved rollouts."""
+    """The looks a run takes at itself now and then: drift, saved rollouts."""
     config = parts.recipe.stages.rl
-    if step == 1 and ARMS[arm].uses_projector:
-        latents = [rollout.latents_LH for group in groups_P for rollout in group.rollouts if len(rollout.latents_LH)]
-        warn_about_scale(parts.policy.scale_ratio(latents) if latents else None, f"RL {arm}")
     # Shuffled latents depend on the rows beside them, so expanding other rows cannot give them again.
     if config.audit_every and step % config.audit_every == 0 and ARMS[arm].mode == "real":
         drift = audit_drift(parts.policy, groups_P, parts.recipe.rollout.temperature)

@@ -20,6 +20,10 @@ from lrscale.records import LatentSpan, Prompt, Rollout, RolloutGroup, Score, Tr
 from lrscale.stages.sampling import tokens_text
 
 
+class StateDamagedError(RuntimeError):
+    """A file that this run wrote is not as it was left: no fault of the recipe, and nothing to guess at."""
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace the file in one go: after a crash it holds the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +43,20 @@ def json_lines(objects: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in objects).encode()
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises StateDamagedError where it is no JSON (any more)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StateDamagedError(f"{path} is damaged ({error}); restore it, or start a new run") from error
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """What `json_lines` made. Raises StateDamagedError where a line is no JSON (any more)."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise StateDamagedError(f"{path} is damaged ({error}); restore it, or start a new run") from error
 
 
 def trace_to_json(trace: Trace) -> dict[str, Any]:

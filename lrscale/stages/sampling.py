@@ -1,4 +1,4 @@
-"""Sampling groups and scoring them while others still decode."""
+"""Sampling groups and scoring them: each rollout is handed to the scorer as it finishes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Sampler:
         with self.display.progress(label, len(ids), unit="samples") as progress:
             with timer.phase("rollout"):
                 stream = iter(self.rollouts.generate(ids, plan))
-            # Scores of finished sequences are computed while others still decode.
+            # Handed in one by one, so that a scorer may work while others decode; one in this process makes them wait.
             while True:
                 with timer.phase("rollout"):
                     index, rollout = next(stream, (-1, None))

@@ -15,6 +15,7 @@ from typing import Any
 from lrscale.records import Prompt, RolloutGroup, Score, Trace
 from lrscale.report.timing import PhaseTimer
 from lrscale.rollout.engine import SamplingPlan
+from lrscale.stages.clock import phase_timer
 from lrscale.stages.parts import Parts
 from lrscale.stages.randomness import shuffled, stream_seed
 from lrscale.stages.rollout_io import json_lines, read_json_lines, trace_from_json, trace_to_json, write_whole
@@ -26,13 +27,13 @@ STAGE = "traces"
 def collect_traces(parts: Parts) -> None:
     """Sample what is still missing; ends with every batch's metrics in metrics.jsonl."""
     config = parts.recipe.stages.traces
-    chosen = shuffled(parts.book.prompts("train", markers=False), parts.recipe.seed, STAGE)[: config.prompts]
+    chosen = chosen_prompts(parts)
     size = config.prompts_per_batch
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
     parts.log.metrics.truncate(0)
     total: dict[str, Any] = {}
     done = sum(len(batch) for index, batch in enumerate(batches) if part_path(parts.run_dir, index).is_file())
-    timer = PhaseTimer("rollout", "score")
+    timer = phase_timer(parts.policy, "rollout", "score")
     with parts.log.progress(STAGE, len(chosen), unit="prompts", done=done) as progress:
         for index, batch in enumerate(batches):
             path = part_path(parts.run_dir, index)
@@ -55,6 +56,12 @@ def collect_traces(parts: Parts) -> None:
             f"no trace earned a positive reward ({total['samples']} samples): there is nothing to train the projector "
             "on. Look at the task and the reward, sample more (stages.traces), or start from a stronger base"
         )
+
+
+def chosen_prompts(parts: Parts) -> list[Prompt]:
+    """The training prompts that traces are sampled from, in the order of the batches."""
+    prompts = parts.book.prompts("train", markers=False)
+    return shuffled(prompts, parts.recipe.seed, STAGE)[: parts.recipe.stages.traces.prompts]
 
 
 def sample_batch(parts: Parts, prompts: Sequence[Prompt], index: int, timer: PhaseTimer) -> list[RolloutGroup]:

@@ -62,12 +62,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What the optimizer steps of one RL step came to; means over them."""
+    """What the optimizer steps of one RL step came to; means over them.
+
+    `clip_share`, `kl`, `correction_mean` and the gap are over the tokens of rows with a gradient: the others are
+    not run through the model.
+    """
 
     loss: float
     grad_norm: float
     clip_share: float
     kl: float
+    correction_mean: float
+    """Mean importance weight; 1 where the correction is off."""
     logprob_gap_mean: float
     """|trainer - rollout| over the tokens of the first optimizer step, before any weight had moved."""
     logprob_gap_max: float
@@ -89,7 +95,7 @@ def update_policy(
             optimizer step has moved.
     """
     config = settings.rl
-    live = [index for index, row in enumerate(rows) if row.advantage != 0.0 or config.kl.coefficient > 0]
+    live = [index for index, row in enumerate(rows) if has_gradient(row, config)]
     rows = _with_fixed_logprobs(engine.policy, rows, live, settings, reference)
     objective = PolicyObjective.from_config(config)
     losses: list[float] = []
@@ -98,13 +104,14 @@ def update_policy(
     gap: PolicyStats | None = None
     for sweep in range(config.passes):
         for part in minibatches(rows, config.minibatches, settings.seed, step, sweep):
-            summed, part_stats = _accumulate(engine, part, objective, settings, step)
-            if part_stats is None:
-                continue  # no row of it carries a gradient: momentum alone must not move the weights
-            try:
-                norms.append(engine.step("base", learning_rate=learning_rate, max_grad_norm=config.max_grad_norm))
-            except NonFiniteError as error:
-                raise NonFiniteError(f"RL step {step}: {error}; samples {_some(part)}") from error
+            with engine.training("base"):
+                summed, part_stats = _accumulate(engine, part, objective, settings, step)
+                if part_stats is None:
+                    continue  # no row of it carries a gradient: momentum alone must not move the weights
+                try:
+                    norms.append(engine.step("base", learning_rate=learning_rate, max_grad_norm=config.max_grad_norm))
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"RL step {step}: {error}; samples {_some(part)}") from error
             losses.append(summed)
             stats.append(part_stats)
             gap = gap or part_stats
@@ -114,9 +121,15 @@ def update_policy(
         grad_norm=sum(norms) / max(len(norms), 1),
         clip_share=total.clip_share if total else 0.0,
         kl=total.kl if total else 0.0,
+        correction_mean=total.correction_mean if total else 1.0,
         logprob_gap_mean=gap.logprob_gap_mean if gap else 0.0,
         logprob_gap_max=gap.logprob_gap_max if gap else 0.0,
     )
+
+
+def has_gradient(row: Row, config: RlConfig) -> bool:
+    """Whether the row's loss depends on the weights."""
+    return row.advantage != 0.0 or config.kl.coefficient > 0
 
 
 def scored_rows(groups_P: Sequence[RolloutGroup], advantages_PG: Tensor) -> list[Row]:
@@ -161,7 +174,7 @@ def replay_logprobs(policy: LatentPolicy, batch: TrainBatch, settings: UpdateSet
 def _accumulate(
     engine: Engine, part: Sequence[Row], objective: PolicyObjective, settings: UpdateSettings, step: int
 ) -> tuple[float, PolicyStats | None]:
-    """Gradients of one optimizer step. The normaliser counts every row of the part, skipped ones too."""
+    """Gradients of one optimizer step, within `engine.training`. The normaliser counts every row of the part, skipped ones too."""
     config = settings.rl
     counts = torch.tensor(
         [sum(len(row.rollout.completion_ids) for row in part), len(part)], dtype=torch.float64, device=engine.device
@@ -173,15 +186,14 @@ def _accumulate(
         sequences=int(sequences),
         max_new_tokens=settings.max_new_tokens,
     )
-    live = [row for row in part if row.advantage != 0.0 or config.kl.coefficient > 0]
+    live = [row for row in part if has_gradient(row, config)]
     summed, stats = torch.zeros((), dtype=torch.float64), None
-    with engine.training("base"):
-        for indices in micro_batches([row.positions for row in live], settings.micro_batch_tokens):
-            rows = [live[index] for index in indices]
-            result = _loss_of(engine, rows, objective, settings, normaliser, step)
-            summed += result.loss.detach().double().cpu()
-            stats = result.stats if stats is None else stats + result.stats
-            engine.backward(result.loss)
+    for indices in micro_batches([row.positions for row in live], settings.micro_batch_tokens):
+        rows = [live[index] for index in indices]
+        result = _loss_of(engine, rows, objective, settings, normaliser, step)
+        summed += result.loss.detach().double().cpu()
+        stats = result.stats if stats is None else stats + result.stats
+        engine.backward(result.loss)
     return float(summed), stats
 
 

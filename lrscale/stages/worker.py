@@ -23,21 +23,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from lrscale.config.recipe import Recipe
 from lrscale.parallel.checkpoint import CheckpointError
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.parallel.ranks import Ranks
+from lrscale.report.metrics import MetricsDamaged
 from lrscale.report.table import print_summary
 from lrscale.reward.scorer import RewardBudgetError
 from lrscale.stages.parts import build_parts
 from lrscale.stages.pipeline import run_stages
-from lrscale.stages.rollout_io import write_json
+from lrscale.stages.rollout_io import StateDamagedError, write_json
 from lrscale.stages.run_log import logger
 from lrscale.stages.sampling import NonFiniteSampleError
 
 BAD_RECIPE, FAILED, NOT_FOUND, TRY_LATER, INTERRUPTED = 3, 6, 7, 75, 130
 
-_KNOWN = (CheckpointError, NonFiniteError, NonFiniteSampleError, RewardBudgetError, OSError)
+_DAMAGED = (StateDamagedError, MetricsDamaged)
+_KNOWN = (CheckpointError, NonFiniteError, NonFiniteSampleError, RewardBudgetError, OSError, *_DAMAGED)
 """Failures whose message says what happened and what to do."""
 
 
@@ -87,10 +91,12 @@ def guarded_run(run_dir: Path, folder: Path) -> tuple[int, str]:
         logger.info("interrupted")
         _tell("stopped; launched again, the run goes on from its last checkpoint")
         return INTERRUPTED, "interrupted"
+    except _KNOWN as error:  # before ValueError: damaged metrics are one, and no fault of the recipe
+        return _failed(error, folder, FAILED)
     except ValueError as error:
         return _failed(error, folder, BAD_RECIPE)
-    except _KNOWN as error:
-        return _failed(error, folder, FAILED)
+    except torch.OutOfMemoryError as error:
+        return _out_of_memory(error, folder)
     except Exception as error:  # noqa: BLE001 - the last handler: whatever it is, the log gets all of it
         logger.error(traceback.format_exc())
         _tell(
@@ -207,8 +213,30 @@ class _TerminalHandler(logging.Handler):
 
 def _failed(error: Exception, folder: Path, code: int) -> tuple[int, str]:
     logger.info(traceback.format_exc())
-    _tell(f"error: {error}\n  traceback: {folder}; launched again, the run goes on from its last checkpoint")
+    _tell(f"error: {error}\n  traceback: {folder}; {_advice(error)}")
     return code, f"{type(error).__name__}: {error}"
+
+
+def _advice(error: Exception) -> str:
+    """What a new launch does about it: resuming is exact, so what the recipe or the data caused comes again."""
+    if isinstance(error, _DAMAGED):
+        return "once the file is restored, launch again; or start a new run under another name"
+    if isinstance(error, OSError | CheckpointError):
+        return "launched again, the run goes on from its last checkpoint"
+    return (
+        "launched again as it is, the run meets the same error: mend the recipe (or the reward or the data) "
+        "and start a new run under another name"
+    )
+
+
+def _out_of_memory(error: torch.OutOfMemoryError, folder: Path) -> tuple[int, str]:
+    logger.info(traceback.format_exc())
+    _tell(
+        f"error: out of GPU memory: {str(error).split('. ', maxsplit=1)[0]}\n  lower rollout.batch_rows (if it happened "
+        "while sampling) or optimisation.micro_batch_tokens (while training), or set model.gradient_checkpointing: "
+        f"true, in a new run under another name; traceback: {folder}"
+    )
+    return FAILED, f"{type(error).__name__}: {error}"
 
 
 def _tell(text: str) -> None:
