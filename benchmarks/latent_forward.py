@@ -19,16 +19,20 @@ from lrscale.latent import LatentPolicy
 
 
 def sequences(policy: LatentPolicy, rows: int, positions: int, markers: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Rows of random letters, `positions` long with their latents, markers at different places in every row."""
+    """Rows of random letters, `positions` long with their latents.
+
+    The first half stands for the prompt, which holds no markers; in the second half they are at different
+    places in every row.
+    """
     generator = torch.Generator().manual_seed(0)
     marker = policy.marker_ids(steps)
     length = positions - markers * steps
     letters = torch.randint(60, 90, (rows, length), generator=generator).tolist()
     for row in letters:
-        spacing = length // (markers + 1)
+        spacing = length // 2 // (markers + 1)
         for index in range(markers):
             jitter = int(torch.randint(-spacing // 4, spacing // 4 + 1, (), generator=generator))
-            start = (index + 1) * spacing + jitter
+            start = length // 2 + (index + 1) * spacing + jitter
             row[start : start + len(marker)] = marker
     ids = torch.tensor(letters)
     return ids, torch.ones_like(ids)

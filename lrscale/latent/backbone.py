@@ -88,8 +88,13 @@ class Backbone:
         with _training_mode(self.model, on=checkpointed):
             return self.model.base_model(inputs_embeds=embeds_BSH, use_cache=False).last_hidden_state
 
-    def forward_cached(self, embeds_BKH: Tensor, mask: AttentionMask, positions_BK: Tensor, cache: Cache) -> Tensor:
-        """Forward of K new positions behind those in the cache; hidden states [B, K, H] after the final norm."""
+    def forward_cached(
+        self, embeds_BKH: Tensor, mask: AttentionMask | None, positions_BK: Tensor, cache: Cache
+    ) -> Tensor:
+        """Forward of K new positions behind those in the cache; hidden states [B, K, H] after the final norm.
+
+        Without a mask it is causal over an empty cache.
+        """
         with _training_mode(self.model, on=False):  # transformers drops the cache of a checkpointed training forward
             return self.model.base_model(
                 inputs_embeds=embeds_BKH,

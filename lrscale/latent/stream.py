@@ -50,12 +50,14 @@ class LatentStream:
             lengths_B = torch.full_like(self.position_B, fed)
         else:
             valid_BK = offset_K < lengths_B[:, None]
+        first = self.slots == 0
         # A hole stands at the row's last real position, so that every query sees at least one key.
         last_B = (self.position_B + lengths_B - 1).clamp(min=0)
         position_BK = torch.minimum(self.position_B[:, None] + offset_K, last_B[:, None])
         self._key_position_BS = torch.cat([self._key_position_BS, position_BK], dim=1)
         self._key_valid_BS = torch.cat([self._key_valid_BS, valid_BK], dim=1)
-        mask = self.backbone.attention_mask(position_BK, self._key_position_BS, self._key_valid_BS)
+        # What comes first is plain causal text, its holes behind it: the fused causal kernels need no mask.
+        mask = None if first else self.backbone.attention_mask(position_BK, self._key_position_BS, self._key_valid_BS)
         hidden_BKH = self._forward(embeds_BKH, mask, position_BK)
         newest_BH = hidden_BKH[torch.arange(rows, device=hidden_BKH.device), (lengths_B - 1).clamp(min=0)]
         self.hidden_BH = torch.where((lengths_B > 0)[:, None], newest_BH, self.hidden_BH)
@@ -70,7 +72,7 @@ class LatentStream:
         self.position_B = self.position_B[rows]
         self.hidden_BH = self.hidden_BH[rows]
 
-    def _forward(self, embeds_BKH: Tensor, mask: AttentionMask, position_BK: Tensor) -> Tensor:
+    def _forward(self, embeds_BKH: Tensor, mask: AttentionMask | None, position_BK: Tensor) -> Tensor:
         if not self._grad:
             return self.backbone.forward_cached(embeds_BKH, mask, position_BK, self._cache)
         flat = [tensor for layer in self._pieces for piece in layer for tensor in piece]
@@ -84,7 +86,7 @@ class LatentStream:
         return hidden_BKH
 
     def _forward_pieces(
-        self, embeds_BKH: Tensor, mask: AttentionMask, position_BK: Tensor, *flat: Tensor
+        self, embeds_BKH: Tensor, mask: AttentionMask | None, position_BK: Tensor, *flat: Tensor
     ) -> tuple[Tensor, ...]:
         """A pure function of its tensors, as activation checkpointing needs it. Returns hidden, k_0, v_0, k_1 ..."""
         a_layer = len(flat) // self.backbone.layers
