@@ -54,6 +54,15 @@ def test_arms_meet_the_same_prompts_and_only_one_uses_latents(finished_run: Path
     assert all(line["latent_steps_mean"] == 0 for line in of_stage(metrics, "rl", arm="discrete"))
     assert any(line["latent_steps_mean"] > 0 for line in of_stage(metrics, "rl", arm="latent"))
     assert load_rollouts(finished_run / "rollouts" / "latent-step-2.jsonl")[0].policy_version == 1
+    scales = {arm: [line["latent_scale"] for line in of_stage(metrics, "rl", arm=arm)] for arm in lines}
+    assert any(scales["latent"]) and not any(scales["discrete"])
+
+
+def test_what_a_finished_arm_leaves_behind(finished_run: Path):
+    """Optimizer states of every step would fill the disk; a buffer that nothing fills is clutter."""
+    for stage in ("projector_sft", "latent", "discrete"):
+        assert len(list((finished_run / "checkpoints" / stage).glob("step-*"))) == 1
+    assert {path.name.split("-")[0] for path in (finished_run / "rollouts").glob("*-refresh-*")} == {"latent"}
 
 
 def test_arms_start_from_the_same_checkpoint(metrics: list[dict]):

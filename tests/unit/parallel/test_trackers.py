@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from lrscale.config.recipe import Recipe
-from lrscale.parallel.trackers import open_trackers
+from lrscale.parallel.trackers import open_trackers, run_id
 
 METRICS = {"stage": "rl", "arm": "latent", "step": 3, "reward_mean": 0.5, "note": "text", "histogram": {"0": 1}}
 
@@ -54,3 +54,9 @@ def test_wandb_offline(tmp_path, monkeypatch):
     trackers.log({"stage": "projector_sft", "step": 1, "loss": 2.0}, step=1)
     trackers.close()
     assert any(path.suffix == ".wandb" for path in tmp_path.rglob("*"))
+
+
+def test_runs_of_one_name_do_not_share_a_wandb_id(tmp_path):
+    """Two runs called demo, in two folders, would be drawn into one."""
+    first, other = run_id(tmp_path / "a" / "demo"), run_id(tmp_path / "b" / "demo")
+    assert first != other and first == run_id(tmp_path / "b" / ".." / "a" / "demo")

@@ -13,6 +13,7 @@ from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.single import SingleEngine
 from lrscale.report.metrics import MetricsLog, read_metrics
 from lrscale.stages.journal import Journal
+from lrscale.stages.rollout_io import StateDamagedError
 from tests.unit.latent.tiny_models import live_policy
 
 
@@ -69,3 +70,13 @@ def test_arms_start_from_the_end_of_projector_sft_alone(tmp_path: Path, engine: 
             journal.load_end_of("projector_sft")
         journal.save("projector_sft", 60, {"final": True})
         journal.load_end_of("projector_sft")
+
+
+def test_metrics_that_lost_lines_are_damage_not_a_bad_recipe(tmp_path: Path, engine: SingleEngine):
+    with MetricsLog(tmp_path / "metrics.jsonl") as metrics:
+        journal = Journal(tmp_path / "checkpoints", engine, metrics)
+        _steps(metrics, 1, 2)
+        journal.save("latent", 2, {})
+        metrics.truncate(0)
+        with pytest.raises(StateDamagedError, match="lines were lost"):
+            journal.resume("latent")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
+from lrscale.config.recipe import Recipe
 from lrscale.config.stages import TracesConfig
+from lrscale.parallel.engine import NonFiniteError
 from lrscale.records import Trace
-from lrscale.stages.alignment import collect_pairs, oracle_latents, pieces
+from lrscale.stages.alignment import align_projector, collect_pairs, oracle_latents, pieces
 from lrscale.stages.heldout import heldout_losses, ratio_with_error
 from lrscale.stages.lite_rows import LiteRow, lite_rows, split_heldout
+from lrscale.stages.parts import Parts, build_parts
+from lrscale.stages.projector_sft import Training, train_projector, warn_about_scale
 from tests.unit.latent.tiny_models import live_policy
 
 TEXT = r"Dan is at the mill. Eve is at the port. Dan goes to the inn. All is well. \boxed{No}"
@@ -92,8 +98,9 @@ def test_oracle_latents_are_mean_embeddings_of_the_replaced_sentence(policy):
     assert oracle_LH.shape == (steps, embedding.shape[1])
     first = pieces(len(sentence), steps)[0]
     assert torch.allclose(oracle_LH[0], embedding[list(sentence[slice(*first)])].mean(0))
-    inputs_NH, targets_NH = collect_pairs(policy, [row], 10_000)
+    inputs_NH, targets_NH, names = collect_pairs(policy, [row], 10_000)
     assert inputs_NH.shape == targets_NH.shape and torch.equal(targets_NH, oracle_LH)
+    assert names == [row.prompt_id] * steps
 
 
 def test_heldout_losses_are_those_of_the_rows_tokens(policy):
@@ -128,3 +135,44 @@ def test_standard_error_counts_prompts_not_rows():
     assert error == pytest.approx(float(expected.std()) / 40**0.5)
     copied = torch.tensor(values * 10, dtype=torch.float64)
     assert ratio_with_error(copied, torch.ones(400, dtype=torch.float64), names * 10)[1] == pytest.approx(error)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    recipe = {"projector": {"kind": "normalised"}, "parallel": {"threads": 1}}
+    recipe["stages"] = {"projector_sft": {"alignment": {"epochs": 1}}}
+    made = build_parts(Recipe.model_validate(recipe), tmp_path)
+    yield made
+    made.log.close()
+
+
+def _broken_gradient(parts: Parts) -> None:
+    """A finite loss with a gradient that is not: what overflow in a backward pass looks like."""
+    next(parts.policy.projector.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+
+
+def test_a_gradient_that_is_not_finite_names_training_step_and_prompts(parts: Parts):
+    """`gradient norm is nan` alone sends the reader through every trace of the run."""
+    rows = _rows(parts.policy)
+    _broken_gradient(parts)
+    named = r"refresh 2 of latent \(RL step 24\), step 1: .*gradient norm.*prompts p\d"
+    with pytest.raises(NonFiniteError, match=named):
+        train_projector(parts, rows, Training(1e-4, 1, arm="latent", refresh=2, step=24))
+    with pytest.raises(NonFiniteError, match=r"projector SFT, step 1: .*prompts p\d"):
+        train_projector(parts, rows, Training(1e-4, 1))
+    with pytest.raises(NonFiniteError, match=r"alignment, step 1 \(epoch 1\): .*prompts p\d"):
+        align_projector(parts, rows, [])
+
+
+def test_alignment_of_one_pair_is_refused(parts: Parts):
+    """The variance of one target is NaN, and so would be every loss."""
+    row = next(row for row in _rows(parts.policy, max_steps=1) if len(row.spans) == 1)
+    with pytest.raises(ValueError, match=r"1 latent steps .* needed at least 2"):
+        align_projector(parts, [row], [])
+
+
+def test_the_scale_is_warned_about_when_it_leaves_not_at_every_step(caplog: pytest.LogCaptureFixture):
+    told = False
+    for scale in (1.0, 50.0, 60.0, None, 70.0, 1.0, 0.01):
+        told = warn_about_scale(scale, "RL latent", told=told)
+    assert [record.getMessage().split()[4] for record in caplog.records] == ["50", "0.01"]

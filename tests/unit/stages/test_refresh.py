@@ -9,6 +9,7 @@ import torch
 
 from lrscale.records import Prompt, Rollout, RolloutGroup, Score, ScoreFailed
 from lrscale.stages.refresh import RefreshBuffer
+from lrscale.stages.rollout_io import StateDamagedError
 
 
 def _group(name: str) -> RolloutGroup:
@@ -35,5 +36,5 @@ def test_each_epoch_begins_empty(tmp_path: Path):
 
 
 def test_a_buffer_that_lost_lines_is_noticed(tmp_path: Path):
-    with pytest.raises(ValueError, match="lost lines"):
+    with pytest.raises(StateDamagedError, match="lost lines"):
         RefreshBuffer(tmp_path, "latent", 0, 100)

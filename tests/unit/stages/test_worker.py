@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lrscale.config.recipe import Recipe
+from lrscale.parallel.checkpoint import CheckpointError
+from lrscale.parallel.engine import NonFiniteError
+from lrscale.report.metrics import MetricsDamaged
+from lrscale.reward.scorer import RewardBudgetError
 from lrscale.stages import worker
+from lrscale.stages.rollout_io import StateDamagedError
 
 SMALL: dict[str, Any] = {
     "projector": {"kind": "normalised"},
@@ -99,3 +105,60 @@ def test_attempts_are_counted_and_latest_points_to_the_newest(tmp_path: Path):
     for number in (1, 2, 3):
         assert worker.new_attempt(tmp_path / "attempts").name == str(number)
     assert (tmp_path / "attempts" / "latest").resolve() == (tmp_path / "attempts" / "3").resolve()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "advice"),
+    [
+        (OSError(28, "No space left on device"), 6, "goes on from its last checkpoint"),
+        (CheckpointError("disk full"), 6, "goes on from its last checkpoint"),
+        (NonFiniteError("loss is nan"), 6, "meets the same error"),
+        (RewardBudgetError("scores failed"), 6, "meets the same error"),
+        (ValueError("no such key"), 3, "meets the same error"),
+        (StateDamagedError("lost lines"), 6, "file is restored"),
+        (MetricsDamaged("line 3"), 6, "file is restored"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 6, "rollout.batch_rows"),
+    ],
+)
+def test_the_advice_fits_the_error(
+    error: Exception, code: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """Resuming is exact: to launch again after a NaN meets the same NaN. A lost file is no bad recipe."""
+
+    def failing(recipe: Recipe, run_dir: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "build_parts", failing)
+    assert worker.main([str(_run(tmp_path / "run"))]) == code
+    shown = capsys.readouterr().err
+    assert advice in shown and str(error).split(". ")[0] in shown
+    assert "a bug in lrscale" not in shown
+    assert ("goes on from its last checkpoint" in shown) == (advice == "goes on from its last checkpoint")
+
+
+def test_a_damaged_mark_is_no_bad_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    own = _own_task(
+        tmp_path / "own", "def reward(prompts, completions, **columns):\n    return [1.0 for _ in prompts]\n"
+    )
+    run_dir = _run(tmp_path / "run", **own)
+    mark = run_dir / "checkpoints" / "traces" / "done.json"
+    mark.parent.mkdir(parents=True)
+    for content in ("{", "[]"):
+        mark.write_text(content, encoding="utf-8")
+        assert worker.main([str(run_dir)]) == 6
+        shown = capsys.readouterr().err
+        assert str(mark) in shown and "Traceback" not in shown
+
+
+def test_prompts_that_do_not_fit_are_found_before_the_first_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Else the held-out prompts stop the run after traces and projector SFT, hours later."""
+    own = _own_task(
+        tmp_path / "own", "def reward(prompts, completions, **columns):\n    return [1.0 for _ in prompts]\n"
+    )
+    with (tmp_path / "own" / "eval.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "walk on " * 200}) + "\n")
+    run_dir = _run(tmp_path / "run", **own)
+    assert worker.main([str(run_dir)]) == 3
+    shown = capsys.readouterr().err
+    assert "held-out prompt" in shown and "rollout.max_new_tokens is 8" in shown
+    assert not (run_dir / "traces").exists() and not (run_dir / "metrics.jsonl").read_bytes()
