@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from lrscale.report.metrics import Z_95, wilson_interval
 from lrscale.report.runs import Metrics, Run, arm_title, section
 
+NO_ERROR = "no error known (one prompt)"
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -89,8 +91,11 @@ class Heldout:
     refresh: int
     step: int
     rows: int | None
+    prompts: int | None
+    """Prompts that the rows come from; None in runs that did not record it."""
     loss_real: float
     loss_real_se: float | None
+    """This and the other errors: None where all rows come from one prompt, so that no error is known."""
     loss_zero: float | None
     loss_shuffled: float | None
     real_minus_zero: float | None
@@ -120,20 +125,22 @@ def gains_kept(arms: Sequence[ArmSummary]) -> list[GainKept]:
 
 def heldout_losses(run: Run) -> list[Heldout]:
     """Every held-out measurement of a run, oldest first."""
+    # An error of 0 is how runs once recorded that there was one prompt: no certainty, but no error known.
     return [
         Heldout(
             arm=line.get("arm"),
             refresh=int(line.get("refresh") or 0),
             step=int(line["step"]),
             rows=line.get("rows"),
+            prompts=line.get("prompts"),
             loss_real=float(line["loss_real"]),
-            loss_real_se=line.get("loss_real_se"),
+            loss_real_se=line.get("loss_real_se") or None,
             loss_zero=line.get("loss_zero"),
             loss_shuffled=line.get("loss_shuffled"),
             real_minus_zero=line.get("real_minus_zero"),
-            real_minus_zero_se=line.get("real_minus_zero_se"),
+            real_minus_zero_se=line.get("real_minus_zero_se") or None,
             real_minus_shuffled=line.get("real_minus_shuffled"),
-            real_minus_shuffled_se=line.get("real_minus_shuffled_se"),
+            real_minus_shuffled_se=line.get("real_minus_shuffled_se") or None,
         )
         for line in run.lines("heldout")
         if line.get("loss_real") is not None
@@ -288,8 +295,10 @@ def _gain_kept(arm: ArmSummary, discrete: ArmSummary, base: Evaluation, best: Ev
 
 
 def _difference_words(control: str, difference: float | None, error: float | None) -> str:
-    if difference is None or error is None:
+    if difference is None:
         return f"no measurement against {control}"
+    if error is None:
+        return f"no verdict on real latents against {control} (paired difference {difference:+.4f}, {NO_ERROR})"
     measured = f"(paired difference {difference:+.4f}, standard error {error:.4f})"
     if abs(difference) <= Z_95 * error:
         return f"real latents are not told apart from {control} {measured}"

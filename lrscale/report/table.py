@@ -13,6 +13,7 @@ from rich.text import Text
 from lrscale.report.phases import stage_times
 from lrscale.report.runs import Run, arm_title, load_runs
 from lrscale.report.summary import (
+    NO_ERROR,
     ArmSummary,
     Evaluation,
     GainKept,
@@ -64,16 +65,17 @@ def heldout_cells(run: Run, *, newest_only: bool = False) -> Cells:
     items = heldout_losses(run)
     if newest_only:
         items = list({item.arm: item for item in items}.values())
-    header = ("projector", "rows", "real", "zero", "shuffled", "real − zero", "real − shuffled")  # noqa: RUF001
+    header = ("projector", "rows", "prompts", "real", "zero", "shuffled", "real − zero", "real − shuffled")  # noqa: RUF001
     rows = tuple(
         (
             "projector SFT" if item.arm is None else f"{arm_title(item.arm)}, refresh {item.refresh}",
             count(item.rows),
+            count(item.prompts),
             _with_error(item.loss_real, item.loss_real_se),
             _with_error(item.loss_zero, None),
             _with_error(item.loss_shuffled, None),
-            _with_error(item.real_minus_zero, item.real_minus_zero_se, sign=True),
-            _with_error(item.real_minus_shuffled, item.real_minus_shuffled_se, sign=True),
+            _difference(item.real_minus_zero, item.real_minus_zero_se),
+            _difference(item.real_minus_shuffled, item.real_minus_shuffled_se),
         )
         for item in items
     )
@@ -227,8 +229,13 @@ def _change(arm: ArmSummary, field: str) -> str:
     return MISSING if values == [MISSING, MISSING] else " → ".join(values)
 
 
-def _with_error(value: float | None, error: float | None, *, sign: bool = False) -> str:
+def _with_error(value: float | None, error: float | None) -> str:
     if value is None:
         return MISSING
-    text = f"{value:+.4f}" if sign else f"{value:.4f}"
-    return text if error is None else f"{text} ± {error:.4f}"
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
+def _difference(value: float | None, error: float | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:+.4f}, {NO_ERROR}" if error is None else f"{value:+.4f} ± {error:.4f}"

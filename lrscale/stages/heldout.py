@@ -22,7 +22,9 @@ MODES: tuple[LatentMode, ...] = get_args(LatentMode)
 
 
 @torch.no_grad()
-def heldout_losses(policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_tokens: int) -> dict[str, float] | None:
+def heldout_losses(
+    policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_tokens: int
+) -> dict[str, float | None] | None:
     """Losses a token (nats) by mode and their paired differences with standard errors; keys as in metrics.jsonl.
 
     None for fewer than two rows: latents cannot be shuffled then.
@@ -41,7 +43,8 @@ def heldout_losses(policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_to
             nll[mode][batch] = projector_nll(logprobs_BT.double(), counted_BT).cpu()
     clusters = [row.prompt_id for row in rows]
     real, real_se = ratio_with_error(nll["real"], tokens_R, clusters)
-    losses = {"rows": len(rows), "loss_real": real, "loss_real_se": real_se}
+    losses: dict[str, float | None] = {"rows": len(rows), "prompts": len(set(clusters))}
+    losses |= {"loss_real": real, "loss_real_se": real_se}
     for mode in ("zero", "shuffled"):
         losses[f"loss_{mode}"] = ratio_with_error(nll[mode], tokens_R, clusters)[0]
         difference, error = ratio_with_error(nll["real"] - nll[mode], tokens_R, clusters)
@@ -50,11 +53,11 @@ def heldout_losses(policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_to
     return losses
 
 
-def ratio_with_error(values_R: Tensor, weights_R: Tensor, clusters: Sequence[str]) -> tuple[float, float]:
+def ratio_with_error(values_R: Tensor, weights_R: Tensor, clusters: Sequence[str]) -> tuple[float, float | None]:
     """sum(values) / sum(weights) and its standard error (linearised), rows of one cluster taken together.
 
     The rows of one prompt are several traces, each at several ratios: far from independent, so the
-    error is taken over prompts. 0 where there is one prompt only.
+    error is taken over prompts. None where there is one prompt only: no error is known then.
     """
     total = float(weights_R.sum())
     ratio = float(values_R.sum()) / total
@@ -63,6 +66,6 @@ def ratio_with_error(values_R: Tensor, weights_R: Tensor, clusters: Sequence[str
         residual[cluster] = residual.get(cluster, 0.0) + value
     count = len(residual)
     if count < 2:
-        return ratio, 0.0
+        return ratio, None
     squares = math.fsum(value * value for value in residual.values())
     return ratio, math.sqrt(squares * count / (count - 1)) / total

@@ -140,12 +140,19 @@ def log_heldout(parts: Parts, heldout: Sequence[LiteRow], training: Training, st
     parts.log.record(
         {"stage": "heldout", "arm": training.arm, "refresh": training.refresh, "step": training.step or step, **losses}
     )
+    differences = [
+        f"real - {mode} {losses[f'real_minus_{mode}']:+.4f} ({_error_words(losses[f'real_minus_{mode}_se'])})"
+        for mode in ("zero", "shuffled")
+    ]
     parts.log.say(
         f"held-out loss after markers: real {losses['loss_real']:.4f}, zero {losses['loss_zero']:.4f}, "
-        f"shuffled {losses['loss_shuffled']:.4f}; real - zero {losses['real_minus_zero']:+.4f} "
-        f"(SE {losses['real_minus_zero_se']:.4f}), real - shuffled {losses['real_minus_shuffled']:+.4f} "
-        f"(SE {losses['real_minus_shuffled_se']:.4f}), {losses['rows']} rows"
+        f"shuffled {losses['loss_shuffled']:.4f}; {', '.join(differences)}, "
+        f"{losses['rows']} rows of {losses['prompts']} prompts"
     )
+
+
+def _error_words(error: float | None) -> str:
+    return "no error known: one prompt" if error is None else f"SE {error:.4f}"
 
 
 def total_steps(parts: Parts, rows: int, training: Training) -> int:

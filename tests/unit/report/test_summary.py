@@ -18,7 +18,14 @@ from lrscale.report.summary import (
     ratio_interval,
     summarise,
 )
-from lrscale.report.table import across_runs_cells, mean_and_range, plain_table, print_summary, summary_cells
+from lrscale.report.table import (
+    across_runs_cells,
+    heldout_cells,
+    mean_and_range,
+    plain_table,
+    print_summary,
+    summary_cells,
+)
 from tests.unit.report.synthetic_run import ARMS, write_run
 
 
@@ -105,6 +112,20 @@ def test_heldout_sentence_follows_the_paired_error(full_run):
     for difference, words in [(-0.01, "not told apart from"), (0.3, "worse than"), (None, "no measurement against")]:
         sentence = heldout_sentence(_with(first, difference))
         assert f"{words} shuffled latents" in sentence
+
+
+def test_one_heldout_prompt_gives_no_verdict(tmp_path):
+    """Locks out "real latents are better" from rows of one prompt, whose error was once written as 0."""
+    run = tmp_path / "run"
+    run.mkdir()
+    line = {"stage": "heldout", "arm": None, "refresh": 0, "step": 1, "rows": 3, "loss_real": 1.0}
+    for error in (None, 0.0):
+        errors = {"real_minus_zero": -0.5, "real_minus_zero_se": error, "real_minus_shuffled": -0.5}
+        (run / "metrics.jsonl").write_text(json.dumps(line | errors | {"real_minus_shuffled_se": error}) + "\n")
+        (loaded,) = load_runs([run])
+        sentence = heldout_sentence(heldout_losses(loaded)[0])
+        assert sentence.count("no error known (one prompt)") == 2 and "better" not in sentence
+        assert "no error known (one prompt)" in plain_table(heldout_cells(loaded))
 
 
 def _with(heldout, difference):

@@ -135,6 +135,8 @@ def test_standard_error_counts_prompts_not_rows():
     assert error == pytest.approx(float(expected.std()) / 40**0.5)
     copied = torch.tensor(values * 10, dtype=torch.float64)
     assert ratio_with_error(copied, torch.ones(400, dtype=torch.float64), names * 10)[1] == pytest.approx(error)
+    # Locks out rows of one prompt that pass for certainty: an error of 0 would make any difference a finding.
+    assert ratio_with_error(copied[:3], torch.ones(3, dtype=torch.float64), ["a"] * 3)[1] is None
 
 
 @pytest.fixture
