@@ -76,7 +76,7 @@ def launch(
         typer.echo(run.path)
         return
     say(rundir.describe(run))
-    code = local.run_module("lrscale.stages.worker", [str(run.path)], say=say)
+    code = local.run_module("lrscale.stages", ["worker", str(run.path)], say=say)
     if code:
         say(rundir.after_failure(run, code, command))
         raise typer.Exit(code)
@@ -97,7 +97,7 @@ def evaluate(
     from lrscale.launch.targets import evaluation_arguments
 
     with evaluation_arguments(target, recipes or [], overrides or []) as arguments:
-        code = run_module("lrscale.stages.evaluate", arguments, say=say)
+        code = run_module("lrscale.stages", ["evaluate", *arguments], say=say)
     raise typer.Exit(code)
 
 
@@ -118,7 +118,7 @@ def generate(
     options = [f"--temperature={temperature}", f"--max-new-tokens={max_new_tokens}", f"--seed={seed}"]
     options += ["--chat-template"] if chat_template else []
     model = model_of(target, arm)
-    raise typer.Exit(run_module("lrscale.stages.generate", [*options, "--", model, prompt], say=say))
+    raise typer.Exit(run_module("lrscale.stages", ["generate", *options, "--", model, prompt], say=say))
 
 
 @app.command()

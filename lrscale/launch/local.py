@@ -40,7 +40,8 @@ def run_module(module: str, arguments: Sequence[str], *, say: Callable[[str], No
     one asks it to end, the second one kills it; checkpoints make both safe.
 
     Args:
-        module: Name of a runtime module.
+        module: Name of a runtime module. "lrscale.stages" takes the name of a stage module as its first argument, and
+            is quiet when it is stopped while torch is loaded.
         arguments: Its command line.
         say: Takes a line for people.
     """
@@ -50,7 +51,8 @@ def run_module(module: str, arguments: Sequence[str], *, say: Callable[[str], No
             [sys.executable, "-m", module, *arguments], stdin=subprocess.DEVNULL, process_group=0
         )
         code = forwarder.child.wait()
-    return exit_code(code)
+    # The kill that a second Ctrl-C asked for is no failure of the child.
+    return ExitCode.INTERRUPTED if forwarder.killed and code == -signal.SIGKILL else exit_code(code)
 
 
 def exit_code(returned: int) -> int:
@@ -67,6 +69,8 @@ class _SignalForwarder:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.child: subprocess.Popen[bytes] | None = None
+        self.killed = False
+        """A second signal killed the child."""
         self._say = say
         self._asked = False
 
@@ -91,6 +95,7 @@ class _SignalForwarder:
             if self.child is not None:
                 self.child.send_signal(number)
         else:
+            self.killed = True
             self._signal_group(signal.SIGKILL)
 
     def _pause(self, number: int, frame: FrameType | None) -> None:

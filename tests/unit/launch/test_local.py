@@ -70,12 +70,27 @@ def test_a_ctrl_c_reaches_the_child_once(tmp_path: Path, number: signal.Signals)
 
 
 def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
-    """Locks out a child that never ends because it ignores the first one."""
+    """Locks out a child that never ends because it ignores the first one, and a kill that passes for a failed run."""
     process, log = start(tmp_path, "stays")
     process.send_signal(signal.SIGINT)
     wait_for(log, "ready 2 ")
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 6
+    assert process.wait(timeout=20) == 130
+
+
+@pytest.mark.parametrize("stage", ["worker", "evaluate", "generate"])
+def test_a_ctrl_c_while_torch_is_loaded_is_quiet(tmp_path: Path, stage: str) -> None:
+    """Locks out a traceback through somebody's imports. A torch that never finishes loading stands in for a slow one."""
+    ready = tmp_path / "ready"
+    (tmp_path / "torch.py").write_text(f"import time\nopen({str(ready)!r}, 'w').write('ready')\ntime.sleep(60)\n")
+    root = Path(__file__).resolve().parents[3]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    command = [sys.executable, "-m", "lrscale.stages", stage, "x"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(ready, "ready")
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, b"") and len(said.splitlines()) <= 1, said
 
 
 def test_a_sharded_recipe_is_refused_for_now() -> None:

@@ -1,0 +1,42 @@
+"""python -m lrscale.stages worker|evaluate|generate ARGUMENTS: that module's main, quiet when stopped early.
+
+Loading torch takes seconds, in which a Ctrl-C would end in a traceback through somebody's imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import warnings
+from types import FrameType
+
+MODULES = ("worker", "evaluate", "generate")
+INTERRUPTED = 130
+
+
+def main() -> int:
+    """Returns the exit code of the module."""
+    if len(sys.argv) < 2 or sys.argv[1] not in MODULES:
+        print(f"usage: python -m lrscale.stages {'|'.join(MODULES)} ARGUMENTS", file=sys.stderr)
+        return 2
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # nohup and the like
+        signal.signal(signal.SIGINT, _leave)
+    module = importlib.import_module(f"lrscale.stages.{sys.argv[1]}")
+    signal.signal(signal.SIGINT, before)
+    warnings.filterwarnings("default", category=UserWarning)
+    try:
+        return module.main(sys.argv[2:])
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # An exception could be swallowed, or shown, by whatever is being imported.
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
