@@ -72,7 +72,7 @@ def launch(
     else:
         run = rundir.create_run(loaded.recipe, runs_dir, command)
     if dry_run or run.state == "finished":
-        say(rundir.describe(run))
+        say(rundir.describe(run, dry=dry_run))
         typer.echo(run.path)
         return
     say(rundir.describe(run))

@@ -11,7 +11,7 @@ import pytest
 from lrscale.config.load import load_recipe, read_recipe
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.manifest import without_secrets
-from lrscale.launch.rundir import create_run, inspect_run
+from lrscale.launch.rundir import after_failure, create_run, describe, inspect_run
 
 
 def refusal(recipe_overrides: list[str], runs: Path) -> LaunchError:
@@ -43,15 +43,57 @@ def test_the_same_recipe_resumes_and_writes_nothing(tmp_path: Path) -> None:
 
 def test_another_recipe_is_refused_with_every_difference(tmp_path: Path) -> None:
     """Locks out two experiments in one directory."""
-    create_run(load_recipe().recipe, tmp_path, [])
-    error = refusal(["seed=9", "task={kind: flawed_fictions}"], tmp_path)
+    (create_run(load_recipe().recipe, tmp_path, []).path / "metrics.jsonl").write_text("{}")
+    error = refusal(["seed=9", "report.html=false", "task={kind: flawed_fictions}"], tmp_path)
     assert error.code == ExitCode.BAD_RECIPE
     assert "seed: 0 there, 9 now" in str(error)
     assert 'task.kind: "flawed_stories" there, "flawed_fictions" now' in str(error)
     assert 'task.path: nothing there, "kahuja/flawed-fictions" now' in str(error)
-    assert "--name" in str(error) and "you may also delete" in str(error)
-    (tmp_path / "tiny-cpu" / "metrics.jsonl").write_text("{}")
-    assert "delete" not in str(refusal(["seed=9"], tmp_path))
+    assert "--name" in str(error) and "report" not in str(error)
+
+
+def test_a_run_that_has_made_nothing_takes_another_recipe(tmp_path: Path) -> None:
+    """Locks out a name that is spent by a first try which failed before its first stage."""
+    path = create_run(load_recipe().recipe, tmp_path, ["first"]).path
+    (path / "metrics.jsonl").touch()
+    (path / "attempts" / "1").mkdir(parents=True)
+    changed = load_recipe((), ["seed=9"]).recipe
+    assert inspect_run(changed, tmp_path).changes == ("seed: 0 there, 9 now",)
+    assert read_recipe(path / "recipe.json").seed == 0
+    run = create_run(changed, tmp_path, ["second"])
+    assert read_recipe(path / "recipe.json") == changed
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert (manifest["seed"], manifest["command"]) == (9, ["second"])
+    assert describe(run).startswith(f"beginning {path}") and "seed: 0 there, 9 now" in describe(run)
+    for made in ("traces", "checkpoints"):
+        (path / made).mkdir()
+        assert refusal(["seed=8"], tmp_path).code == ExitCode.BAD_RECIPE
+        (path / made).rmdir()
+
+
+def test_a_recipe_is_not_replaced_under_a_worker(tmp_path: Path) -> None:
+    path = create_run(load_recipe().recipe, tmp_path, []).path
+    with (path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert refusal(["seed=9"], tmp_path).code == ExitCode.TRY_LATER
+    assert read_recipe(path / "recipe.json").seed == 0
+
+
+def test_what_the_report_shows_may_change_on_the_way(tmp_path: Path) -> None:
+    """Locks out hours of training that cannot go on because a tracker was turned off."""
+    path = create_run(load_recipe().recipe, tmp_path, ["first"]).path
+    (path / "metrics.jsonl").write_text("{}")
+    run = create_run(load_recipe((), ["report.html=false"]).recipe, tmp_path, ["second"])
+    assert describe(run).startswith(f"going on with {path}") and "report.html: true there, false now" in describe(run)
+    assert not read_recipe(path / "recipe.json").report.html
+    assert json.loads((path / "manifest.json").read_text())["command"] == ["first"]
+
+
+def test_a_bad_recipe_is_not_to_be_resumed(tmp_path: Path) -> None:
+    """Locks out `resume with` under the worker's advice to mend the recipe."""
+    run = create_run(load_recipe().recipe, tmp_path, [])
+    assert "resume with" not in after_failure(run, 3, ["launch"])
+    assert "resume with: lrscale launch" in after_failure(run, 6, ["launch"])
 
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
