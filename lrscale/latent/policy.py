@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Required, TypedDict, Unpack
 
@@ -72,7 +73,7 @@ class Generation(TypedDict, total=False):
     policy_version: int
     """Written into the rollouts."""
     batch_rows: int
-    """Sequences decoded side by side; 256 by default."""
+    """Sequences decoded side by side; 256 by default. One more where a shuffled row would be left alone."""
 
 
 class LatentPolicy(nn.Module):
@@ -299,10 +300,9 @@ class LatentPolicy(nn.Module):
         positions = max((len(prompt) + steps for prompt, steps in zip(ids, inside, strict=True)), default=0)
         self.backbone.check_positions(positions + decoding.max_new_tokens)
         decoder = Decoder(self.backbone, self.projector, self.detector, decoding)
-        for start in range(0, len(ids), batch_rows):
-            batch = slice(start, start + batch_rows)
+        for batch in _even_batches(len(ids), batch_rows, least=2 if decoding.mode == "shuffled" else 1):
             for index, rollout in decoder.run(ids[batch], keys[batch]):
-                yield start + index, rollout
+                yield batch.start + index, rollout
 
     def _decode_options(self, options: Generation) -> DecodeOptions:
         unknown = sorted(set(options) - set(Generation.__annotations__))
@@ -355,6 +355,13 @@ def _positions(packed: PackedRows, spans: Sequence[Spans]) -> int:
     """Longest row in positions, latents included."""
     lengths = packed.lengths_B.tolist()
     return max(n + sum(span.steps for span in row) for n, row in zip(lengths, spans, strict=True))
+
+
+def _even_batches(rows: int, batch_rows: int, *, least: int) -> list[slice]:
+    """As few batches of about `batch_rows` as there must be, nearly equal, none below `least` rows where that can be."""
+    count = min(-(-rows // batch_rows), max(1, rows // least))
+    cuts = [rows * index // count for index in range(count + 1)] if rows else [0]
+    return [slice(start, stop) for start, stop in pairwise(cuts)]
 
 
 def _wanted_fields(

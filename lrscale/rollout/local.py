@@ -26,10 +26,6 @@ class LocalRollouts:
 
     def generate(self, prompts: Sequence[Sequence[int]], plan: SamplingPlan) -> Iterator[tuple[int, Rollout]]:
         config = self.config
-        batch_rows = config.batch_rows
-        if plan.mode == "shuffled":  # no batch of one row: it would have nobody to swap latents with
-            while batch_rows > 2 and len(prompts) % batch_rows == 1:
-                batch_rows -= 1
         return self.policy.iter_generate(
             prompts,
             max_new_tokens=config.max_new_tokens,
@@ -37,7 +33,7 @@ class LocalRollouts:
             temperature=config.temperature if plan.temperature is None else plan.temperature,
             top_p=config.top_p,
             top_k=config.top_k,
-            batch_rows=batch_rows,
+            batch_rows=config.batch_rows,
             seed=plan.seed,
             mode=plan.mode,
             policy_version=self._version,

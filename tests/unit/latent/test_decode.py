@@ -183,6 +183,13 @@ def test_latents_inside_a_prompt_count_as_positions(llama):
         llama.generate([prompt], max_new_tokens=8)
 
 
+@pytest.mark.parametrize("rows", [2, 3, 5, 7])
+def test_no_shuffled_row_is_left_alone_in_a_batch(llama, rows):
+    """A last batch of one row has nobody to swap latents with: the run used to end in the middle."""
+    rollouts = llama.generate(PROMPTS[2:3] * rows, max_new_tokens=6, mode="shuffled", batch_rows=2)
+    assert len(rollouts) == rows
+
+
 def test_top_k_top_p_and_forbidden_ids_against_plain_loops():
     torch.manual_seed(0)
     logits = torch.randn(500, 12, dtype=torch.float64) * 2
