@@ -130,6 +130,12 @@ def report(
     from lrscale.launch.errors import ExitCode, LaunchError
     from lrscale.report.page import write_report
 
+    if out is not None and out.suffix.lower() not in ("", ".html", ".htm") and not out.is_dir():
+        raise LaunchError(
+            f"--out {out}: a report is a .html file, not {out.suffix}",
+            code=ExitCode.USAGE,
+            help=f"give {out.with_suffix('.html')}, or a folder, a name without a suffix",
+        )
     try:
         written = write_report(runs, out or runs[0] / "report.html")
     except FileNotFoundError as error:

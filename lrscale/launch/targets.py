@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lrscale.config.load import dump_recipe, load_recipe
+from lrscale.config.load import dump_recipe, load_recipe, read_recipe
 from lrscale.launch.errors import ExitCode, LaunchError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -55,7 +56,7 @@ def model_of(target: str, arm: str | None) -> str:
         raise LaunchError(
             f"{target} has no finished arm yet",
             code=ExitCode.NOT_FOUND,
-            help=f"finish the run (lrscale launch {target}/recipe.json), or name a model folder",
+            help=f"finish the run ({resuming(Path(target))}), or name a model folder",
         )
     if chosen not in arms:
         raise LaunchError(
@@ -64,6 +65,19 @@ def model_of(target: str, arm: str | None) -> str:
             help=f"--arm {' or --arm '.join(arms)}" if arms else "finish the run first",
         )
     return str(folder / chosen)
+
+
+def resuming(run_dir: Path) -> str:
+    """The command that goes on with this very run, from whatever folder.
+
+    Raises:
+        RecipeError: its recipe.json is damaged.
+    """
+    path = run_dir.resolve()
+    words = ["lrscale", "launch", str(path / "recipe.json"), "--runs-dir", str(path.parent)]
+    if read_recipe(path / "recipe.json").name != path.name:
+        words += ["--name", path.name]
+    return shlex.join(words)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lrscale.config.load import read_recipe
 from lrscale.config.recipe import Recipe
 from lrscale.config.stages import Arm
 from lrscale.latent import LatentPolicy
@@ -33,6 +34,7 @@ from lrscale.stages.randomness import stream_seed
 from lrscale.stages.rollout_io import json_lines, shown, write_whole
 from lrscale.stages.run_log import Display
 from lrscale.stages.sampling import ARMS, Sampler, completion_markers, is_right, mean
+from lrscale.stages.start_checks import check_prompt_counts
 
 STAGE = "evaluate"
 
@@ -156,7 +158,7 @@ def find_targets(target: str, recipe_json: Path | None) -> list[Target]:
     is_run = (folder / "recipe.json").is_file()
     if recipe_json is None and is_run:
         recipe_json = folder / "recipe.json"
-    recipe = Recipe() if recipe_json is None else Recipe.model_validate_json(recipe_json.read_text(encoding="utf-8"))
+    recipe = Recipe() if recipe_json is None else read_recipe(recipe_json)
     recipe_dir = Path() if recipe_json is None else recipe_json.parent
     if not is_run:
         return [_target(target, recipe, recipe_dir)]
@@ -197,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error).removeprefix('error: ')}", file=sys.stderr)
         return 3 if isinstance(error, ValueError) else 6
     print(plain_table(result_cells(results)), file=sys.stderr)
     return 0
@@ -209,6 +211,7 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     policy = load_policy(recipe.model, recipe.projector)
     set_threads(recipe.parallel.threads)
     sampler = build_sampler(recipe, policy, recipe_dir=target.recipe_dir, display=Display())
+    check_prompt_counts(recipe, sampler.book, [STAGE])
     evaluation = evaluate_arm(sampler, recipe, target.arm, step=recipe.stages.rl.steps, when="after")
     return {"model": recipe.model.path, **evaluation.metrics}
 

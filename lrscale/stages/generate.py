@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # The model names the key of a run's recipe; here it is an option.
+        print(f"error: {error}".replace("rollout.max_new_tokens", "--max-new-tokens"), file=sys.stderr)
         return 3 if isinstance(error, ValueError) else 6
     print(with_dots(policy, rollout, _printable_dot()))
     print(

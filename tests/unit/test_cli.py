@@ -43,6 +43,8 @@ def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["generate", "builtin:tiny"], 2, "PROMPT"),
         (["report", "runs/none"], 7, "does not exist"),
         (["report"], 2, "RUN"),
+        (["report", "runs", "--out", "x.txt"], 2, "x.html"),
+        (["generate", "builtin:tiny", "hello", "--max-new-tokens", "100000"], 3, "lower --max-new-tokens"),
     ],
 )
 def test_wrong_inputs_are_answered(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
@@ -57,6 +59,7 @@ def test_wrong_inputs_are_answered(tmp_path: Path, arguments: list[str], code: i
 def test_dry_run_writes_nothing_and_names_the_run_directory(tmp_path: Path) -> None:
     done = lrscale("launch", "--dry-run", "--name", "x1e3", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "runs/x1e3\n")
+    assert "would begin" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

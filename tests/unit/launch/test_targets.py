@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,21 @@ def test_a_run_stands_for_its_latent_arm(tmp_path: Path) -> None:
     assert model_of(str(run), None) == str(run / "models" / "latent")
     assert model_of(str(run), "discrete") == str(run / "models" / "discrete")
     assert refused(str(run), "zero_latent") == ExitCode.NOT_FOUND
+
+
+def test_the_advice_goes_on_with_that_very_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks out a second run in ./runs, begun from the recipe of a run that lies elsewhere or was renamed."""
+    kept = create_run(load_recipe().recipe, tmp_path / "old", []).path
+    renamed = kept.rename(kept.parent / "my-run")
+    (renamed / "metrics.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LaunchError, match="finish the run") as caught:
+        model_of("old/my-run", None)
+    command = str(caught.value).split("(", 1)[1].split(")")[0]
+    words = shlex.split(command)
+    assert words[:2] == ["lrscale", "launch"] and words[3::2] == ["--runs-dir", "--name"]
+    run = create_run(load_recipe([words[2]], [f"name={words[6]}"]).recipe, Path(words[4]), [])
+    assert (run.path, run.state) == (renamed, "unfinished")
 
 
 def test_hub_ids_pass_and_typos_of_folders_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
