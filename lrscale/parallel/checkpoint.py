@@ -38,6 +38,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written. Those written before are untouched."""
 
 
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint is skipped, so that a run goes on from an older one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A whole checkpoint on disk."""
@@ -214,7 +218,7 @@ def _sequence(folder: Path) -> int | None:
 
 
 def _warn_damaged(folder: Path, damage: str) -> None:
-    warnings.warn(f"checkpoint {folder} is damaged and skipped: {damage}", stacklevel=3)
+    warnings.warn(f"checkpoint {folder} is damaged and skipped: {damage}", DamagedCheckpointWarning, stacklevel=3)
 
 
 def _sha256(path: Path) -> str:

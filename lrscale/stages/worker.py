@@ -9,10 +9,12 @@ that does not work, 6 the run failed, 7 no such run, 75 another worker is at it,
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -20,13 +22,16 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lrscale.config.errors import RecipeError
+from lrscale.config.load import read_recipe
 from lrscale.config.recipe import Recipe
-from lrscale.parallel.checkpoint import CheckpointError
+from lrscale.parallel.checkpoint import CheckpointError, DamagedCheckpointWarning
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.parallel.ranks import Ranks
 from lrscale.report.metrics import MetricsDamaged
@@ -65,19 +70,32 @@ def main(arguments: list[str] | None = None) -> int:
     except LockedError as error:
         _tell(f"error: {error}")
         return TRY_LATER
+    except RecipeError as error:
+        _tell(str(error))
+        return BAD_RECIPE
+    except OSError as error:
+        _tell(f"error: {run_dir} cannot be written: {error}\n  {_room_advice(error, run_dir)}")
+        return FAILED
+    except KeyboardInterrupt:
+        _tell("stopped; launched again, the run goes on from its last checkpoint")
+        return INTERRUPTED
 
 
 def attempt(run_dir: Path) -> int:
     """One start of the job, under the lock: logged to attempts/N, its end in attempts/N/exit.json."""
     if (run_dir / "done.json").is_file():
         _tell(f"{run_dir} is finished; nothing to do")
-        conclude(run_dir, read_recipe(run_dir), rewrite=False)
+        conclude(run_dir, read_recipe(run_dir / "recipe.json"), rewrite=False)
         return 0
     folder = new_attempt(run_dir / "attempts")
     with logged_to(folder / f"rank{Ranks.from_environment().rank}.log"):
         started = time.time()
         code, reason = guarded_run(run_dir, folder)
-        write_json(folder / "exit.json", {"code": code, "reason": reason, "started": started, "ended": time.time()})
+        ending = {"code": code, "reason": reason, "started": started, "ended": time.time()}
+        try:
+            write_json(folder / "exit.json", ending)
+        except OSError as error:  # the run's own ending counts
+            _tell(f"warning: {folder / 'exit.json'} cannot be written: {error}")
     return code
 
 
@@ -108,7 +126,7 @@ def guarded_run(run_dir: Path, folder: Path) -> tuple[int, str]:
 
 def run(run_dir: Path) -> None:
     """Build the parts, run the stages, report."""
-    recipe = read_recipe(run_dir)
+    recipe = read_recipe(run_dir / "recipe.json")
     parts = build_parts(recipe, run_dir)
     try:
         run_stages(parts)
@@ -116,10 +134,6 @@ def run(run_dir: Path) -> None:
         parts.log.close()
     write_json(run_dir / "done.json", {"arms": list(recipe.stages.rl.arms), "finished": time.time()})
     conclude(run_dir, recipe, rewrite=True)
-
-
-def read_recipe(run_dir: Path) -> Recipe:
-    return Recipe.model_validate_json((run_dir / "recipe.json").read_text(encoding="utf-8"))
 
 
 def conclude(run_dir: Path, recipe: Recipe, *, rewrite: bool) -> None:
@@ -151,32 +165,42 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         LockedError: another process holds it; the message names it.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    with path.open("a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise LockedError(
-                f"{path.parent} is being run by another worker ({file.read().strip()}); wait for it, or stop it and "
+                f"{path.parent} is being run by another worker ({file.read().decode(errors='replace').strip()}); wait for it, or stop it and "
                 "launch again"
             ) from None
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-        file.flush()
+        with suppress(OSError):  # a full disk: the lock holds all the same, only who has it is not said
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
-        file.truncate(0)
+        with suppress(OSError):
+            file.truncate(0)
 
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Everything the run says goes to the file; warnings, Python's included, also to the terminal."""
-    file = logging.FileHandler(path, encoding="utf-8")
+    """Everything the run says goes to the file, Python's warnings too; the run's own warnings also to the terminal."""
+    file = _LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     terminal = _TerminalHandler(logging.WARNING)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     captured = logging.getLogger("py.warnings")
     logging.captureWarnings(capture=True)
+    to_file = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, DamagedCheckpointWarning):  # work is lost: not only the log has to say so
+            logger.warning("%s", message)
+        else:
+            to_file(message, category, *place)
+
+    warnings.showwarning = show
     for log in (logger, captured):
         log.addHandler(file)
     logger.addHandler(terminal)
@@ -187,7 +211,8 @@ def logged_to(path: Path) -> Iterator[None]:
         for log in (logger, captured):
             log.removeHandler(file)
         logger.removeHandler(terminal)
-        file.close()
+        with suppress(OSError):  # a full disk, once more
+            file.close()
 
 
 @contextmanager
@@ -204,6 +229,17 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _LogFile(logging.FileHandler):
+    """Says once, in one line, that it cannot be written; logging itself shows a traceback for every line."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._said:
+            self._said = True
+            _tell(f"warning: {self.baseFilename} cannot be written: {sys.exception()}")
+
+
 class _TerminalHandler(logging.Handler):
     """Writes to whatever sys.stderr is now, so that a progress bar can step aside."""
 
@@ -213,20 +249,32 @@ class _TerminalHandler(logging.Handler):
 
 def _failed(error: Exception, folder: Path, code: int) -> tuple[int, str]:
     logger.info(traceback.format_exc())
-    _tell(f"error: {error}\n  traceback: {folder}; {_advice(error)}")
+    message = str(error).removeprefix("error: ")  # a RecipeError says so itself
+    _tell(f"error: {message}\n  traceback: {folder}; {_advice(error, folder)}")
     return code, f"{type(error).__name__}: {error}"
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, folder: Path) -> str:
     """What a new launch does about it: resuming is exact, so what the recipe or the data caused comes again."""
     if isinstance(error, _DAMAGED):
         return "once the file is restored, launch again; or start a new run under another name"
-    if isinstance(error, OSError | CheckpointError):
+    if isinstance(error, OSError):
+        return _room_advice(error, folder)
+    if isinstance(error, CheckpointError):
         return "launched again, the run goes on from its last checkpoint"
     return (
-        "launched again as it is, the run meets the same error: mend the recipe (or the reward or the data) "
-        "and start a new run under another name"
+        "launched again as it is, the run meets the same error: mend what is named (a file may be mended in place "
+        "and the same command resumes; a changed recipe needs another name once the run has made something)"
     )
+
+
+def _room_advice(error: OSError, folder: Path) -> str:
+    """What to do about a disk that refuses."""
+    resumes = "launched again, the run goes on from its last checkpoint"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return resumes
+    free = shutil.disk_usage(folder).free / 2**20
+    return f"needed is room for logs, metrics and checkpoints, free {free:.1f} MiB: make room (or raise the quota); {resumes}"
 
 
 def _out_of_memory(error: torch.OutOfMemoryError, folder: Path) -> tuple[int, str]:

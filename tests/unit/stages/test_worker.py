@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from lrscale.config.recipe import Recipe
-from lrscale.parallel.checkpoint import CheckpointError
+from lrscale.parallel.checkpoint import CheckpointError, DamagedCheckpointWarning
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.report.metrics import MetricsDamaged
 from lrscale.reward.scorer import RewardBudgetError
@@ -21,7 +22,7 @@ SMALL: dict[str, Any] = {
     "projector": {"kind": "normalised"},
     "rollout": {"max_new_tokens": 8},
     "parallel": {"threads": 1},
-    "stages": {"traces": {"prompts": 2, "samples_per_prompt": 1}, "rl": {"arms": ["discrete"]}},
+    "stages": {"traces": {"prompts": 2, "samples_per_prompt": 1}, "rl": {"arms": ["discrete"], "prompts_per_step": 4}},
 }
 
 
@@ -162,3 +163,61 @@ def test_prompts_that_do_not_fit_are_found_before_the_first_stage(tmp_path: Path
     shown = capsys.readouterr().err
     assert "held-out prompt" in shown and "rollout.max_new_tokens is 8" in shown
     assert not (run_dir / "traces").exists() and not (run_dir / "metrics.jsonl").read_bytes()
+
+
+def test_a_full_disk_hides_no_error_and_shows_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The text of the lock, the log and exit.json cannot be written; what stopped the run is told all the same."""
+
+    def full(path: Path, value: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run_dir = _run(tmp_path / "run", model={"path": str(tmp_path / "missing")})
+    (run_dir / "lock").symlink_to("/dev/full")
+    monkeypatch.setattr(worker, "write_json", full)
+    new_attempt = worker.new_attempt
+
+    def without_room(folder: Path) -> Path:
+        made = new_attempt(folder)
+        (made / "rank0.log").symlink_to("/dev/full")
+        return made
+
+    monkeypatch.setattr(worker, "new_attempt", without_room)
+    assert worker.main([str(run_dir)]) == 3
+    shown = capsys.readouterr().err
+    assert "missing" in shown.split("error: ")[1]
+    assert "Traceback" not in shown and "Logging error" not in shown and shown.count("rank0.log cannot be written") == 1
+
+
+def test_no_room_for_an_attempt_is_told_plainly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def full(folder: Path) -> Path:
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(worker, "new_attempt", full)
+    assert worker.main([str(_run(tmp_path / "run"))]) == 6
+    shown = capsys.readouterr().err
+    assert "No space left" in shown and "make room" in shown and "MiB" in shown
+
+
+def test_a_damaged_recipe_is_shown_as_a_recipe_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Locks out pydantic's own text with its links."""
+    run_dir = _run(tmp_path / "run")
+    (run_dir / "recipe.json").write_text('{"sed": 3}', encoding="utf-8")
+    assert worker.main([str(run_dir)]) == 3
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: unknown key sed") and "recipe.json:1" in shown and "pydantic" not in shown
+
+
+def test_a_skipped_checkpoint_is_told_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Hours of work are done again: the log alone is not enough. Warnings of libraries stay in the log."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with worker.logged_to(tmp_path / "log"):
+            warnings.warn("checkpoint b is damaged", DamagedCheckpointWarning, stacklevel=1)
+            warnings.warn("of a library", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: checkpoint b is damaged\n"
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert "checkpoint b is damaged" in log and "of a library" in log
