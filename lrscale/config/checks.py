@@ -62,6 +62,23 @@ def _prompts_there_are(recipe: Recipe) -> Iterator[Conflict]:
             yield Conflict(key, message, f"give at most {there}, or raise {source} (stories are generated)")
 
 
+def _stages_to_run(recipe: Recipe) -> Iterator[Conflict]:
+    if not recipe.stages.run:
+        message = "stages.run is empty: there is nothing to do"
+        yield Conflict(("stages", "run"), message, "name one stage at least: traces, projector_sft, rl, evaluate")
+
+
+def _sampling_of_groups(recipe: Recipe) -> Iterator[Conflict]:
+    if "rl" in recipe.stages.run and recipe.stages.rl.steps and not recipe.rollout.temperature:
+        message = (
+            "rollout.temperature is 0, but RL learns from differences between the samples of a prompt: "
+            "all of a group would be the same"
+        )
+        yield Conflict(
+            ("rollout", "temperature"), message, "give more than 0 (1.0 is usual), or take rl off stages.run"
+        )
+
+
 def _minibatches(recipe: Recipe) -> Iterator[Conflict]:
     rl = recipe.stages.rl
     rows = rl.prompts_per_step * rl.group_size
@@ -98,6 +115,8 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Conflict]], ...] = (
     _reward_of_jsonl,
     _lengths,
     _prompts_there_are,
+    _stages_to_run,
+    _sampling_of_groups,
     _minibatches,
     _one_process,
     _shuffling,

@@ -18,6 +18,7 @@ from lrscale.rollout.local import LocalRollouts
 from lrscale.stages.prompts import PromptBook
 from lrscale.stages.run_log import Display, RunLog, Trackers
 from lrscale.stages.sampling import Sampler
+from lrscale.stages.start_checks import check_prompt_counts, warn_of_untrained_projector
 from lrscale.tasks.catalog import build_task, task_score
 
 
@@ -45,6 +46,8 @@ def build_parts(recipe: Recipe, run_dir: Path) -> Parts:
     """Load and connect everything that a recipe names. ValueError where something does not fit or is missing."""
     log = RunLog(MetricsLog(run_dir / "metrics.jsonl"), open_trackers_of(recipe, run_dir))
     sampler = build_sampler(recipe, load_policy(recipe.model, recipe.projector), recipe_dir=run_dir, display=log)
+    check_prompt_counts(recipe, sampler.book, recipe.stages.run)
+    warn_of_untrained_projector(recipe, sampler.policy)
     engine = build_engine(sampler.policy, parallel=recipe.parallel, optimisation=recipe.optimisation)
     return Parts(recipe, run_dir, engine, sampler.rollouts, sampler, log)
 

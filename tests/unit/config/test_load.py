@@ -122,6 +122,8 @@ def test_wrong_values_are_answered_with_what_is_allowed(override: str, allowed: 
         (["rollout.min_new_tokens=999"], "more than rollout.max_new_tokens"),
         (["stages.traces.max_steps=99"], "more than projector.max_latent_steps"),
         (["stages.evaluate.prompts=99999"], "more than task.eval_prompts"),
+        (["stages.run=[]"], "nothing to do"),
+        (["rollout.temperature=0"], "all of a group would be the same"),
         (["stages.rl.minibatches=99999"], "sequences of a step"),
         (["stages.rl.arms=[shuffled_latent]", "rollout.batch_rows=1"], "decoded side by side"),
         (["stages.rl.arms=[shuffled_latent]", "stages.evaluate.prompts=1"], "decodes one sequence"),
