@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lrscale.config.model import ModelConfig, ProjectorConfig
 from lrscale.latent import LatentPolicy
+from lrscale.latent.backbone import Backbone
 from lrscale.latent.hf_layout import ProjectorFields
 from lrscale.parallel.ranks import Ranks
 
@@ -18,8 +24,23 @@ BUILTIN_TINY = "builtin:tiny"
 _TINY_FOLDER = "tasks/assets/tiny_base"
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
 """What transformers raises for files that are missing, broken, or of another shape."""
+# httpx or httpx2, whichever this huggingface_hub speaks through; the base of a failed connection's error.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 
 
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """No line a retry from huggingface_hub: what it could not get in the end comes as an error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet_hub()
 def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
     """The policy of a recipe, on its device and in its dtype.
 
@@ -32,7 +53,8 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
     """
     device = _device(model.device)
     source = _source(model.path)
-    _check_projector(_load_config(source, model.path), projector, model.path)
+    config = _load_config(source, model.path)
+    _check_projector(config, projector, model.path)
     tokenizer = _load_tokenizer(source, model.path)
     try:
         policy = LatentPolicy.from_pretrained(
@@ -45,8 +67,13 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
             attention=model.attention,
             add_marker_tokens=model.add_marker_tokens,
         )
+    except SafetensorError as error:
+        raise ValueError(
+            f"model.path {model.path}: the weights in {source} are damaged or cut short ({_short(error)}); "
+            "copy or download the folder again"
+        ) from error
     except _LOAD_ERRORS as error:
-        raise ValueError(f"model.path {model.path}: {_short(error)}") from error
+        raise ValueError(f"model.path {model.path}: {_no_sdpa(error, config) or _short(error)}") from error
     rows = policy.model.get_input_embeddings().weight.shape[0]
     if max(tokenizer.get_vocab().values()) >= rows:
         raise ValueError(
@@ -59,6 +86,7 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
     return policy.to(device)
 
 
+@_quiet_hub()
 def checkpoint_projector(model: ModelConfig) -> ProjectorConfig:
     """The projector that a LiteReason checkpoint brings; the defaults for a plain model. ValueError as `load_policy`."""
     fields = ProjectorFields.read(_load_config(_source(model.path), model.path))
@@ -100,11 +128,54 @@ def _source(path: str) -> str:
 
 
 def _load_config(source: str, path: str) -> PreTrainedConfig:
+    if not Path(source).is_dir():
+        _check_hub(source)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        hint = "" if Path(source).is_dir() else "; it is no folder here, and as a hub id it could not be had"
+        hint = "" if Path(source).is_dir() else f"; {_no_folder(source)}, and as a hub id it could not be had"
         raise ValueError(f"model.path {path}{hint}: {_short(error)}") from None
+
+
+def _check_hub(hub_id: str) -> None:
+    """ValueError where a model is not in the hub's cache and the hub cannot be reached.
+
+    Asked once, since transformers asks six times for each file, half a minute in all.
+    """
+    try:
+        if try_to_load_from_cache(hub_id, "config.json") is None:
+            get_hf_file_metadata(hf_hub_url(hub_id, "config.json"))
+    except (HfHubHTTPError, HFValidationError):
+        return  # the hub has an answer, or this is no hub id: transformers finds the words
+    except OfflineModeIsEnabled as error:
+        raise ValueError(
+            f"model.path {hub_id}: {_no_folder(hub_id)}, nor is it in the hub's cache, and HF_HUB_OFFLINE is set: "
+            "give a local folder, or download the model first"
+        ) from error
+    except (_HTTP_ERROR, OSError) as error:
+        raise ValueError(
+            f"model.path {hub_id}: {_no_folder(hub_id)}, and the hub cannot be reached ({_short(error)}): give a local "
+            "folder, or download the model where there is a network, copy the cache and set HF_HUB_OFFLINE=1"
+        ) from error
+
+
+def _no_folder(path: str) -> str:
+    return "not a folder here" if "/" in path else f"no such folder (from {Path.cwd()})"
+
+
+def _no_sdpa(error: Exception, config: PreTrainedConfig) -> str:
+    """Our own words for an architecture that transformers has no SDPA for; empty for any other error."""
+    if "scaled_dot_product_attention" not in str(error):
+        return ""
+    try:
+        with torch.device("meta"):
+            Backbone(AutoModelForCausalLM.from_config(config, attn_implementation="eager")).last_mlp()
+    except (ValueError, AttributeError):
+        return (
+            f"the architecture {config.model_type} is not supported: it has no plain or gated MLP to clone a Reasoning "
+            "Projector from; use one in the style of Llama, Qwen, Mistral, Gemma or GPT-2"
+        )
+    return f"the architecture {config.model_type} has no SDPA attention in transformers; set model.attention: eager"
 
 
 def _check_projector(config: PreTrainedConfig, projector: ProjectorConfig, path: str) -> None:

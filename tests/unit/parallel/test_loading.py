@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BloomConfig, MambaConfig
 
 from lrscale.config.model import ModelConfig, ProjectorConfig
 from lrscale.parallel.loading import load_policy
@@ -91,7 +91,9 @@ def test_missing_and_wrong_paths(tmp_path, monkeypatch):
 
 def test_hub_id_that_cannot_be_had():
     """Locks out sixty lines of traceback for a typo: one line that names key and value."""
-    with pytest.raises(ValueError, match=r"model.path not a hub id; it is no folder here") as caught:
+    with pytest.raises(
+        ValueError, match=r"model.path not a hub id; no such folder .*hub id it could not be had"
+    ) as caught:
         load("not a hub id")
     assert len(str(caught.value).splitlines()) == 1
 
@@ -104,7 +106,7 @@ def test_broken_folders(folder):
     (folder / "kept.json").rename(folder / "tokenizer.json")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"model.path .*"):
+    with pytest.raises(ValueError, match=r"model.path .*the weights in .* are damaged.*copy or download"):
         load(folder)
     weights.unlink()
     with pytest.raises(ValueError, match=r"no file named model.safetensors"):
@@ -112,6 +114,37 @@ def test_broken_folders(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not a valid JSON file"):
         load(folder)
+
+
+def test_hub_out_of_reach(monkeypatch, caplog):
+    """Locks out half a minute of retries, a line each, before a message that does not say what to do."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
+    )
+    with pytest.raises(ValueError, match=r"not a folder here, and the hub cannot be reached .*HF_HUB_OFFLINE"):
+        load("nobody/no-such-model-of-ours")
+    with pytest.raises(ValueError, match=r"no such folder \(from .*\), and the hub cannot be reached"):
+        load("no-such-model-of-ours")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("config", "answer"),
+    [
+        (MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=300), "mamba is not supported"),
+        (BloomConfig(hidden_size=32, n_layer=1, n_head=2, vocab_size=300), "set model.attention: eager"),
+    ],
+)
+def test_architectures_without_sdpa(tmp_path, config, answer):
+    """Locks out transformers' request to open an issue there, as the answer to a model without MLPs."""
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=answer) as caught:
+        load(tmp_path)
+    assert "issue" not in str(caught.value)
 
 
 def test_not_a_causal_model(tmp_path):
