@@ -83,4 +83,5 @@ class Jsonl:
             return problem
         text = row["prompt"]
         longest = with_marker_paragraph(text) if self.config.marker_paragraph else text
-        return length_problem(longest, encode, self.config.max_prompt_tokens, "task.max_prompt_tokens")
+        limit = self.config.max_prompt_tokens
+        return length_problem(longest, encode, limit, "task.max_prompt_tokens", without_markers=text)

@@ -49,14 +49,21 @@ def text_problem(value: object, name: str) -> str | None:
     return None
 
 
-def length_problem(text: str, encode: Encode | None, limit: int, limit_key: str) -> str | None:
-    """Why a prompt is too long; None where it is not, or where there is no tokenizer to tell."""
+def length_problem(
+    text: str, encode: Encode | None, limit: int, limit_key: str, *, without_markers: str | None = None
+) -> str | None:
+    """Why a prompt is too long; None where it is not, or where there is no tokenizer to tell.
+
+    `without_markers`: the prompt without the marker paragraph, where that can be left out.
+    """
     if encode is None:
         return None
     tokens = len(encode(text))
     if tokens <= limit:
         return None
-    return f"the prompt has {tokens} tokens, {limit_key} allows {limit}"
+    markers = 0 if without_markers is None else tokens - len(encode(without_markers))
+    named = f", {markers} of them the marker paragraph (task.marker_paragraph: false leaves it out)" if markers else ""
+    return f"the prompt has {tokens} tokens{named}; {limit_key} allows {limit}"
 
 
 def read_jsonl(path: Path, key: str, problems: RowProblems, *, limit: int = 0) -> list[tuple[int, dict[str, Any]]]:

@@ -115,6 +115,9 @@ def test_length_is_counted_in_tokens_with_the_marker_paragraph(build) -> None:
     limit = paragraph + 4
     with pytest.raises(ValueError, match=rf"train\.jsonl:1: the prompt has \d+ tokens, .*allows {limit}") as caught:
         build(rows, rows, encode, max_prompt_tokens=limit)
+    assert f"{paragraph} of them the marker paragraph (task.marker_paragraph: false" in str(caught.value)
+    with pytest.raises(ValueError, match=r"the prompt has \d+ tokens; task.max_prompt_tokens allows 1"):
+        build(rows, rows, encode, max_prompt_tokens=1, marker_paragraph=False)
     assert "train.jsonl:2" not in str(caught.value) and "eval.jsonl:1" in str(caught.value)
     build(rows, rows, encode, max_prompt_tokens=limit, marker_paragraph=False)
     build(rows, rows, None, max_prompt_tokens=1)
