@@ -61,7 +61,9 @@ def curve(ax: Any, runs: Sequence[Run], field: str, title: str, ink: Ink) -> Non
                 continue
             steps, values = zip(*points, strict=True)
             ax.plot(steps, values, color=ink[arm], linewidth=0.8, alpha=0.25)
-            ax.plot(steps, running_mean(values, max(1, len(values) // 20)), color=ink[arm], linestyle=run_dash(number))
+            means = running_mean(values, max(1, len(values) // 20))
+            marker = ARM_MARKERS.get(arm, "o") if len(values) == 1 else ""  # a line through one point shows nothing
+            ax.plot(steps, means, color=ink[arm], linestyle=run_dash(number), marker=marker)
             seen = [
                 evaluation(line)
                 for line in run.lines("evaluate", arm=arm, when="during")
@@ -115,7 +117,8 @@ def sft_curve(ax: Any, run: Run, field: str, title: str, ink: Ink) -> None:
     if points:
         steps, values = zip(*points, strict=True)
         ax.plot(steps, values, color=ink["ink"], linewidth=0.8, alpha=0.3)
-        ax.plot(steps, running_mean(values, max(1, len(values) // 20)), color=ink["ink"])
+        means = running_mean(values, max(1, len(values) // 20))
+        ax.plot(steps, means, color=ink["ink"], marker="o" if len(values) == 1 else "")
         if field == "latent_scale":
             ax.axhline(1.0, color=ink["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
             if max(values) > 30 * max(min(values), 1e-30):

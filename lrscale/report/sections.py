@@ -14,7 +14,7 @@ from lrscale.report.charts import Chart
 from lrscale.report.phases import in_order, stage_times
 from lrscale.report.rollouts import latent_html, rollout_html, shown_rollouts
 from lrscale.report.runs import Run, arm_title, section
-from lrscale.report.summary import ArmSummary, gains_kept, heldout_losses, heldout_sentence
+from lrscale.report.summary import ArmSummary, gains_kept, heldout_losses, heldout_sentence, together
 from lrscale.report.table import (
     MISSING,
     Cells,
@@ -68,9 +68,10 @@ def results(arms: Sequence[ArmSummary]) -> str:
     across = across_runs_cells(arms, kept)
     if across:
         parts.append(f"<h3>Over the runs: mean (least to most)</h3>{table_html(across)}")
-    for item in kept:
-        kind = "control" if item.arm.arm in CONTROLS else "kept undefined" if item.share is None else "kept"
-        parts.append(f'<p class="{kind}">{escape(said(item, runs))}</p>')
+    for items in together(kept):
+        controls = all(item.arm.arm in CONTROLS for item in items)
+        kind = "control" if controls else "kept undefined" if items[0].share is None else "kept"
+        parts.append(f'<p class="{kind}">{escape(said(items, runs))}</p>')
     if kept:
         parts.append(
             '<p class="note">Share kept: (arm after − discrete before) / (discrete after − discrete before), '  # noqa: RUF001

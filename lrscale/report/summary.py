@@ -147,8 +147,11 @@ def heldout_losses(run: Run) -> list[Heldout]:
     ]
 
 
-def gain_sentence(kept: GainKept) -> str:
-    """What may be said about the share of the gain, and no more."""
+def gain_sentence(kept: GainKept, *others: GainKept) -> str:
+    """What may be said about the share of the gain, and no more.
+
+    `others`: further arms for which it is not defined either, over the same discrete arm; they share the sentence.
+    """
     arm, discrete = kept.arm, kept.discrete
     title = arm_title(arm.arm)
     whose = "" if arm.run is discrete.run else f" (of run {discrete.run.label})"
@@ -159,7 +162,7 @@ def gain_sentence(kept: GainKept) -> str:
     if kept.share is None:
         why = "it gained nothing" if kept.discrete_gain_high <= 0 else "its 95 % interval includes 0"
         text = (
-            f"The share of the discrete arm's gain kept by the {title} arm is not defined: "
+            f"The share of the discrete arm's gain kept by the {_arms_words([kept, *others])} is not defined: "
             f"discrete RL{whose} moved accuracy by {gain}, and {why}."
         )
     else:
@@ -172,11 +175,22 @@ def gain_sentence(kept: GainKept) -> str:
                 f"The {title} arm keeps none of the discrete arm's gain{whose} of {gain}: "
                 f"it ends below the base, at {share} of that gain."
             )
-    if kept.token_ratio is not None:
-        text += f" It trained on {kept.token_ratio:.2f} times the discrete arm's RL tokens."
-    if not (arm.finished and discrete.finished):
-        text += " Not both arms are finished."
+    for item in (kept, *others):
+        if item.token_ratio is not None:
+            who = f"The {arm_title(item.arm.arm)} arm" if others else "It"
+            text += f" {who} trained on {item.token_ratio:.2f} times the discrete arm's RL tokens."
+    if not (discrete.finished and all(item.arm.finished for item in (kept, *others))):
+        text += " Not all of these arms are finished." if others else " Not both arms are finished."
     return text
+
+
+def together(kept: Sequence[GainKept]) -> list[list[GainKept]]:
+    """One list a sentence: arms of a run without a defined share have one reason, so it is said once."""
+    lists: dict[object, list[GainKept]] = {}
+    for number, item in enumerate(kept):
+        key = number if item.share is not None else (id(item.arm.run), id(item.discrete))
+        lists.setdefault(key, []).append(item)
+    return list(lists.values())
 
 
 def heldout_sentence(heldout: Heldout) -> str:
@@ -292,6 +306,11 @@ def _gain_kept(arm: ArmSummary, discrete: ArmSummary, base: Evaluation, best: Ev
         share_high=interval[1] if interval else None,
         token_ratio=ratio,
     )
+
+
+def _arms_words(kept: Sequence[GainKept]) -> str:
+    *first, last = [arm_title(item.arm.arm) for item in kept]
+    return f"{', '.join(first)} and {last} arms" if first else f"{last} arm"
 
 
 def _difference_words(control: str, difference: float | None, error: float | None) -> str:

@@ -23,6 +23,7 @@ from lrscale.report.summary import (
     heldout_losses,
     heldout_sentence,
     summarise,
+    together,
 )
 from lrscale.report.timing import duration
 
@@ -100,8 +101,8 @@ def print_summary(run_dirs: Iterable[Path | str], console: Console | None = None
     across = across_runs_cells(arms, kept)
     if across:
         _print_cells(console, across, "Over the runs: mean (least to most)")
-    for item in kept:
-        _say(console, said(item, runs))
+    for items in together(kept):
+        _say(console, said(items, runs))
     for run in runs:
         minutes = shared_minutes(run)
         if minutes:
@@ -163,9 +164,9 @@ def mean_and_range(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
-def said(kept: GainKept, runs: Sequence[Run]) -> str:
-    """The sentence on the gain kept, with the run's name where there are several."""
-    return gain_sentence(kept) if len(runs) == 1 else f"{kept.arm.run.label}: {gain_sentence(kept)}"
+def said(kept: Sequence[GainKept], runs: Sequence[Run]) -> str:
+    """The sentence on the gain kept by arms that are told of together, with the run's name where there are several."""
+    return gain_sentence(*kept) if len(runs) == 1 else f"{kept[0].arm.run.label}: {gain_sentence(*kept)}"
 
 
 def shared_minutes(run: Run) -> str:

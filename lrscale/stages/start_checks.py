@@ -56,4 +56,4 @@ def warn_of_untrained_projector(recipe: Recipe, policy: LatentPolicy) -> None:
 def _source(recipe: Recipe, split: Split) -> str:
     if isinstance(recipe.task, JsonlConfig):
         return Path(getattr(recipe.task, split)).name
-    return f"the {split} part of {recipe.task.path}"
+    return f"the {split} part of {getattr(recipe.task, 'path', recipe.task.kind)}"

@@ -77,6 +77,16 @@ def test_share_is_not_defined_where_discrete_rl_gained_nothing_sure(tmp_path, af
     assert "not defined" in gain_sentence(kept) and why in gain_sentence(kept)
 
 
+def test_one_reason_is_said_once_for_all_arms(tmp_path):
+    """Locks out three sentences that differ in the arm's name only."""
+    arms = dict.fromkeys(("latent", "zero_latent", "shuffled_latent"), (0.6, 0.75))
+    run = _run(tmp_path / "run", {"discrete": (0.70, 0.71), **arms})
+    out = io.StringIO()
+    print_summary([run], Console(file=out, width=300))
+    assert out.getvalue().count("is not defined") == 1
+    assert "shuffled" in out.getvalue() and out.getvalue().count("0.50 times") == 3
+
+
 def test_share_below_the_base_is_called_none(tmp_path):
     run = _run(tmp_path / "run", {"zero_latent": (0.60, 0.65), "discrete": (0.70, 0.90)})
     (kept,) = gains_kept(summarise(load_runs([run])))
