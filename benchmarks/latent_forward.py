@@ -18,21 +18,24 @@ from benchmarks.models import random_policy
 from lrscale.latent import LatentPolicy
 
 
-def sequences(policy: LatentPolicy, rows: int, positions: int, markers: int, steps: int) -> tuple[Tensor, Tensor]:
+def sequences(
+    policy: LatentPolicy, rows: int, positions: int, markers: int, steps: int, *, prompt_share: float
+) -> tuple[Tensor, Tensor]:
     """Rows of random letters, `positions` long with their latents.
 
-    The first half stands for the prompt, which holds no markers; in the second half they are at different
-    places in every row.
+    The first `prompt_share` of a row stands for the prompt, which holds no markers; behind it they are at
+    different places in every row. The later markers stand, the more the reference recomputes.
     """
     generator = torch.Generator().manual_seed(0)
     marker = policy.marker_ids(steps)
     length = positions - markers * steps
     letters = torch.randint(60, 90, (rows, length), generator=generator).tolist()
     for row in letters:
-        spacing = length // 2 // (markers + 1)
+        first = int(length * prompt_share)
+        spacing = (length - first) // (markers + 1)
         for index in range(markers):
             jitter = int(torch.randint(-spacing // 4, spacing // 4 + 1, (), generator=generator))
-            start = length // 2 + (index + 1) * spacing + jitter
+            start = first + (index + 1) * spacing + jitter
             row[start : start + len(marker)] = marker
     ids = torch.tensor(letters)
     return ids, torch.ones_like(ids)
@@ -83,10 +86,13 @@ def main() -> None:
     defaults = {"rows": 64, "positions": 512, "markers": 4, "steps": 5, "runs": 5, "threads": 1}
     for name, default in (defaults | {"expand-rows": 64, "replay-rows": 8}).items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--prompt-share", type=float, default=0.5, help="share of a row in front of its markers")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     policy = random_policy()
-    ids, mask = sequences(policy, options.rows, options.positions, options.markers, options.steps)
+    ids, mask = sequences(
+        policy, options.rows, options.positions, options.markers, options.steps, prompt_share=options.prompt_share
+    )
     expanded = policy.expand(ids, mask)
 
     def by_expand(part: slice) -> Tensor:
@@ -107,7 +113,8 @@ def main() -> None:
         f"replay, {options.replay_rows} rows at a time": (parts(by_replay, ids, options.replay_rows), options.runs),
     }
     print(
-        f"{options.rows} sequences x {options.positions} positions, {options.markers} markers x {options.steps} steps, "
+        f"{options.rows} sequences x {options.positions} positions, {options.markers} markers x {options.steps} steps "
+        f"behind {options.prompt_share:.0%} of it, "
         f"{options.threads} thread(s), float32; log-probs agree to {gap:.1e}"
     )
     base = None
