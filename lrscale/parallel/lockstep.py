@@ -1,0 +1,108 @@
+"""Ranks that agree: lengths of loops, decisions of the main rank, failures of any rank, results of all.
+
+Under ZeRO-3 and FSDP2 every rank runs the same forwards and the same backward graph. Whatever depends on the
+data goes through here. The traffic is small and on the CPU (gloo), beside the accelerators' own collectives.
+
+With one process every method is the identity, so stages have one way of being written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lrscale.parallel.ranks import Ranks
+
+Result = TypeVar("Result")
+
+
+class PeerError(RuntimeError):
+    """Another rank failed in a section that all ranks run together; the message is its own."""
+
+
+class Lockstep:
+    """One process's view of its peers. A `Pace` for policies (lrscale.latent.pace)."""
+
+    def __init__(self, ranks: Ranks, *, timeout: timedelta | None = None) -> None:
+        """`torch.distributed` must be initialised where there is more than one rank."""
+        self.ranks = ranks
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world_size > 1 else None
+
+    @property
+    def alone(self) -> bool:
+        return self._group is None
+
+    def most(self, *counts: int) -> tuple[int, ...]:
+        """Each count's maximum over all ranks. Every rank must call it, with as many counts."""
+        if self.alone:
+            return counts
+        tensor = torch.tensor(counts, dtype=torch.long)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return tuple(tensor.tolist())
+
+    def any(self, *, flag: bool) -> bool:
+        """Whether the flag is up on any rank."""
+        return bool(self.most(int(flag))[0])
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The same tensor summed over all ranks, on its own device, detached."""
+        if self.alone:
+            return value.detach().clone()
+        summed = value.detach().cpu().clone()
+        dist.all_reduce(summed, group=self._group)
+        return summed.to(value.device)
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """Every rank's payload, in the order of ranks."""
+        if self.alone:
+            return [payload]
+        sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.ranks.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(payload)]), group=self._group)
+        longest = max(int(size) for size in sizes)
+        mine = torch.zeros(longest, dtype=torch.uint8)
+        if payload:
+            mine[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        all_of_them = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(all_of_them, mine, group=self._group)
+        return [part[: int(size)].numpy().tobytes() for part, size in zip(all_of_them, sizes, strict=True)]
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Every rank's JSON value, in the order of ranks."""
+        return [json.loads(part) for part in self.gather(json.dumps(value).encode())]
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Run on every rank a piece of work in which ranks may fail one by one and that holds no collective.
+
+        Raises:
+            PeerError: another rank failed; a rank that failed itself raises what it met.
+        """
+        failure: Exception | None = None
+        result: Result | None = None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - raised again below, on every rank
+            failure = error
+        failures = self.gather_json(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        for rank, words in enumerate(failures):
+            if words is not None:
+                raise PeerError(f"rank {rank}: {words}")
+        return result  # type: ignore[return-value]
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Run on the main rank alone; every rank gets its result (a JSON value), or its failure as PeerError."""
+        if self.alone:
+            return work()
+        result = self.together(lambda: work() if self.ranks.is_main else None)
+        return self.gather_json(result if self.ranks.is_main else None)[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.most(0)
