@@ -18,6 +18,7 @@ from lrscale.latent.backbone import Backbone
 from lrscale.latent.expand import LatentMode, feed_rows, next_latents
 from lrscale.latent.layout import PackedRows
 from lrscale.latent.marker import MarkerDetector
+from lrscale.latent.pace import Pace
 from lrscale.latent.sampling import SamplingOptions, draw, row_streams, uniforms
 from lrscale.latent.stream import LatentStream
 from lrscale.records import LatentSpan, Rollout
@@ -57,17 +58,23 @@ class Decoder:
     """Decodes one batch of prompts; `run` yields each rollout as soon as it is finished."""
 
     def __init__(
-        self, backbone: Backbone, projector: nn.Module, detector: MarkerDetector, options: DecodeOptions
+        self, backbone: Backbone, projector: nn.Module, detector: MarkerDetector, options: DecodeOptions, pace: Pace
     ) -> None:
         self.backbone = backbone
         self.projector = projector
         self.detector = detector
         self.options = options
+        self.pace = pace
 
     @torch.no_grad()
     def run(self, prompts: Sequence[Sequence[int]], row_keys: Sequence[int]) -> Iterator[tuple[int, Rollout]]:
-        """Yield (index into `prompts`, rollout). `row_keys` name the rows' random streams."""
+        """Yield (index into `prompts`, rollout). `row_keys` name the rows' random streams.
+
+        Where ranks keep pace, a rank whose rows have all finished decodes on without recording anything, until
+        the last row of the last rank has.
+        """
         batch = self._prefill(prompts, row_keys)
+        (any_latent,) = self.pace.most(int((batch.remaining_B > 0).any()))
         options, device = self.options, self.backbone.device
         stop_ids = torch.tensor(options.stop_ids, dtype=torch.long, device=device)
         for position in range(options.max_new_tokens):
@@ -80,7 +87,7 @@ class Decoder:
             )
             stopped_B = torch.isin(tokens_B, stop_ids) & ~latent_B
             embeds_BH = self.backbone.embed(tokens_B)
-            if latent_B.any():
+            if any_latent:
                 z_AH = next_latents(self.projector, batch.stream.hidden_BH, latent_B, options.mode)
                 embeds_BH = embeds_BH.index_put((latent_B,), z_AH)
                 batch.record_latents(latent_B, z_AH)
@@ -93,7 +100,8 @@ class Decoder:
             batch.alive_B = batch.alive_B & ~finished_B
             batch.remaining_B = batch.remaining_B * batch.alive_B
             alive = int(batch.alive_B.sum())
-            if not alive:
+            alive_anywhere, any_latent = self.pace.most(alive, int((batch.remaining_B > 0).any()))
+            if not alive_anywhere:
                 return
             least = 2 if options.mode == "shuffled" else 1  # a row alone has nobody to swap latents with
             if max(alive, least) < _COMPACT_BELOW * len(batch.alive_B):
@@ -117,7 +125,7 @@ class Decoder:
         packed = _pack(distinct, self.backbone.device)
         states, spans, pending = zip(*(self._scan(prompt) for prompt in distinct), strict=True)
         stream = LatentStream(self.backbone, len(distinct))
-        fed = feed_rows(stream, self.projector, packed, spans, self.options.mode)
+        fed = feed_rows(stream, self.projector, packed, spans, self.options.mode, self.pace)
         stream.keep(rows)
         device = self.backbone.device
         return _Batch.begin(

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lrscale.latent.backbone import Backbone
 from lrscale.latent.layout import PackedRows, Spans, gather_positions
+from lrscale.latent.pace import Pace
 from lrscale.latent.stream import LatentStream
 
 LatentMode = Literal["real", "zero", "shuffled"]
@@ -37,7 +37,7 @@ def next_latents(projector: nn.Module, hidden_BH: Tensor, active_B: Tensor, mode
     rows = active_B.nonzero().squeeze(1)
     if mode == "shuffled":
         batch = active_B.shape[0]
-        if batch < 2:
+        if batch < 2 and len(rows):
             raise ValueError("shuffled latents need at least 2 rows side by side; 1 given")
         rows = rows.roll(max(1, len(rows) // 2)) if len(rows) > 1 else (rows + batch // 2) % batch
     return projector(hidden_BH[rows])
@@ -56,7 +56,7 @@ class Fed:
 
 
 def expand_rows(
-    backbone: Backbone, projector: nn.Module, packed: PackedRows, spans: Sequence[Spans], mode: LatentMode
+    stream: LatentStream, projector: nn.Module, packed: PackedRows, spans: Sequence[Spans], mode: LatentMode, pace: Pace
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run right-packed rows through the model, latents recomputed.
 
@@ -64,7 +64,7 @@ def expand_rows(
         hidden_BTH of the right-packed tokens (the last latent's row at each marker's last token), and
         one [L, H] tensor of latents a row.
     """
-    fed = feed_rows(LatentStream(backbone, len(spans)), projector, packed, spans, mode)
+    fed = feed_rows(stream, projector, packed, spans, mode, pace)
     hidden_BSH = torch.cat(fed.hidden, dim=1)
     empty = hidden_BSH.new_zeros(0, hidden_BSH.shape[-1])
     latents = tuple(torch.stack(row) if row else empty for row in fed.latents)
@@ -72,18 +72,24 @@ def expand_rows(
 
 
 def feed_rows(
-    stream: LatentStream, projector: nn.Module, packed: PackedRows, spans: Sequence[Spans], mode: LatentMode
+    stream: LatentStream, projector: nn.Module, packed: PackedRows, spans: Sequence[Spans], mode: LatentMode, pace: Pace
 ) -> Fed:
-    """Feed whole right-packed rows, text and latents in turns, to a fresh stream."""
+    """Feed whole right-packed rows, text and latents in turns, to a fresh stream.
+
+    Where ranks keep pace, every rank runs the same chain: as many rounds, and in each round as many latent
+    steps, as the rank that needs most. What is not a row's own is fed as holes.
+    """
     rows, columns = packed.ids_BT.shape
     device = packed.ids_BT.device
     slot_BT = torch.zeros(rows, columns, dtype=torch.long)
     hidden: list[Tensor] = []
     latents: list[list[Tensor]] = [[] for _ in range(rows)]
 
-    for start_B, length_B, steps_B in _rounds(packed, spans):
-        width = int(length_B.max())
-        if width:
+    rounds = _rounds(packed, spans, pace)
+    forwards = pace.most(*(int(count_B.max()) for _, *counts in rounds for count_B in counts))
+    for (start_B, length_B, steps_B), any_width, most_steps in zip(rounds, forwards[::2], forwards[1::2], strict=True):
+        if any_width:
+            width = max(1, int(length_B.max()))
             offset_K = torch.arange(width)
             column_BK = (start_B[:, None] + offset_K).clamp(max=columns - 1)
             real_BK = offset_K < length_B[:, None]
@@ -91,7 +97,7 @@ def feed_rows(
             slot_BT[row_BK[real_BK], column_BK[real_BK]] = (stream.slots + offset_K).expand_as(column_BK)[real_BK]
             embeds_BKH = stream.backbone.embed(packed.ids_BT.gather(1, column_BK.to(device)))
             hidden.append(stream.feed(embeds_BKH, length_B.to(device)))
-        for step in range(int(steps_B.max())):
+        for step in range(most_steps):
             active_B = steps_B > step
             active_rows = active_B.nonzero().squeeze(1)
             z_AH = next_latents(projector, stream.hidden_BH, active_B.to(device), mode)
@@ -103,10 +109,10 @@ def feed_rows(
     return Fed(hidden, slot_BT, latents)
 
 
-def _rounds(packed: PackedRows, spans: Sequence[Spans]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _rounds(packed: PackedRows, spans: Sequence[Spans], pace: Pace) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Per round: first token, tokens, and latent steps of each row's stretch; 0 where a row has finished."""
     lengths = packed.lengths_B.tolist()
-    rounds = max(len(row) for row in spans) + 1
+    (rounds,) = pace.most(max(len(row) for row in spans) + 1)
     table = torch.zeros(rounds, 3, len(spans), dtype=torch.long)
     for row, row_spans in enumerate(spans):
         start = 0

@@ -23,9 +23,11 @@ from lrscale.latent.hf_layout import ProjectorFields, dtype_of, load_base, load_
 from lrscale.latent.layout import PackedRows, Spans, gather_positions, pack_rows
 from lrscale.latent.marker import MarkerDetector
 from lrscale.latent.marker_tokens import ensure_marker_tokens
+from lrscale.latent.pace import ALONE, Pace
 from lrscale.latent.projector import ProjectorKind, ReasoningProjector
 from lrscale.latent.replay import fit_spans, projector_inputs, replay_rows
 from lrscale.latent.sampling import SamplingOptions
+from lrscale.latent.stream import LatentStream
 from lrscale.records import Rollout
 
 DEFAULT_PROJECTOR_LAYERS = 3
@@ -99,6 +101,8 @@ class LatentPolicy(nn.Module):
         self.tokenizer = tokenizer
         self.max_latent_steps = max_latent_steps
         self.logits_mib = logits_mib
+        self.pace: Pace = ALONE
+        """Where parameters are sharded: how many forwards the other ranks run."""
         self.backbone = Backbone(model)
         self.detector = MarkerDetector(tokenizer, max_latent_steps)
         disable_dropout(model)
@@ -205,7 +209,8 @@ class LatentPolicy(nn.Module):
         packed = self._packed(input_ids_BT, attention_mask_BT)
         spans = self._spans(packed, mode)
         self.backbone.check_positions(_positions(packed, spans))
-        hidden_BTH, latents = expand_rows(self.backbone, self.projector, packed, spans, mode)
+        stream = LatentStream(self.backbone, len(spans))
+        hidden_BTH, latents = expand_rows(stream, self.projector, packed, spans, mode, self.pace)
         return self._output(hidden_BTH, latents, spans, packed)
 
     def replay(
@@ -261,11 +266,14 @@ class LatentPolicy(nn.Module):
             logits_CV = self.backbone.head(hidden_CH).to(wide) / (temperature or 1.0)
             return logits_CV.gather(1, targets_C[:, None]).squeeze(1) - logits_CV.logsumexp(-1)
 
+        chunks = list(zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True))
+        (most_chunks,) = self.pace.most(len(chunks))
+        chunks += [(hidden_NH[:0], targets_N[:0])] * (most_chunks - len(chunks))
         pieces = [
             checkpoint(chunk_logprobs, hidden_CH, targets_C, use_reentrant=False)
             if torch.is_grad_enabled()
             else chunk_logprobs(hidden_CH, targets_C)
-            for hidden_CH, targets_C in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
+            for hidden_CH, targets_C in chunks
         ]
         logprobs_BT = hidden_BTH.new_zeros(input_ids_BT.shape, dtype=wide)
         return logprobs_BT.masked_scatter(wanted_BT, torch.cat(pieces)) if pieces else logprobs_BT
@@ -299,10 +307,16 @@ class LatentPolicy(nn.Module):
         inside = (sum(span.steps for span in self.detector.find(prompt)) for prompt in ids)
         positions = max((len(prompt) + steps for prompt, steps in zip(ids, inside, strict=True)), default=0)
         self.backbone.check_positions(positions + decoding.max_new_tokens)
-        decoder = Decoder(self.backbone, self.projector, self.detector, decoding)
-        for batch in _even_batches(len(ids), batch_rows, least=2 if decoding.mode == "shuffled" else 1):
+        decoder = Decoder(self.backbone, self.projector, self.detector, decoding, self.pace)
+        least = 2 if decoding.mode == "shuffled" else 1
+        batches = _even_batches(len(ids), batch_rows, least=least)
+        (most_batches,) = self.pace.most(len(batches))
+        for batch in batches:
             for index, rollout in decoder.run(ids[batch], keys[batch]):
                 yield batch.start + index, rollout
+        for _ in range(most_batches - len(batches)):
+            for _ in decoder.run([[0]] * least, range(least)):
+                pass  # other ranks have one more batch: their forwards need this rank's part of the weights
 
     def _decode_options(self, options: Generation) -> DecodeOptions:
         unknown = sorted(set(options) - set(Generation.__annotations__))
