@@ -59,6 +59,11 @@ class Backbone:
         return self.model.get_input_embeddings().weight.dtype
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the LM head. Asked of the module: a sharded weight's shape tells nothing."""
+        return int(self.model.get_output_embeddings().out_features)
+
+    @property
     def device(self) -> torch.device:
         return self.model.get_input_embeddings().weight.device
 
@@ -138,7 +143,7 @@ class Backbone:
 
     def embedding_rms(self) -> float:
         """Root mean square of the input embeddings, over at most 4,096 tokens spread over the vocabulary."""
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        vocabulary = self.model.get_input_embeddings().num_embeddings
         ids = torch.linspace(0, vocabulary - 1, min(vocabulary, _SCALE_SAMPLE), device=self.device).long()
         with torch.no_grad():
             return self.embed(ids).float().pow(2).mean().sqrt().item()

@@ -80,7 +80,7 @@ def load_projector_tensors(path: str) -> dict[str, Tensor]:
         ValueError: the weights hold none, or are not safetensors.
     """
     tensors: dict[str, Tensor] = {}
-    for file in _weight_files(path):
+    for file in weight_files(path, PROJECTOR_PREFIX):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a dict: safetensors' handle only has keys()
                 if name.startswith(PROJECTOR_PREFIX):
@@ -92,7 +92,12 @@ def load_projector_tensors(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _weight_files(path: str) -> list[str]:
+def weight_files(path: str, prefix: str = "") -> list[str]:
+    """The safetensors files of a local folder or hub repository that hold tensors named PREFIX*.
+
+    Raises:
+        ValueError: there are none.
+    """
     index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
     if index is None:
         single = cached_file(path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
@@ -100,7 +105,7 @@ def _weight_files(path: str) -> list[str]:
             raise ValueError(f"{path} holds neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}")
         return [single]
     weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    names = {file for tensor, file in weight_map.items() if tensor.startswith(PROJECTOR_PREFIX)}
+    names = {file for tensor, file in weight_map.items() if tensor.startswith(prefix)}
     return [cached_file(path, name) for name in sorted(names)]
 
 

@@ -174,6 +174,15 @@ class LatentPolicy(nn.Module):
         save_model(self.model, self.projector, fields, Path(folder))
         self.tokenizer.save_pretrained(folder)
 
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, layer by layer.
+
+        What is recomputed is not compared with what was saved: under ZeRO-3 a frozen weight is released again by
+        then, and its shape is no longer the same (DeepSpeed #8130).
+        """
+        options = {"use_reentrant": False, "determinism_check": "none"}
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
     @property
     def projector(self) -> ReasoningProjector:
         return self.reasoning_projector
@@ -260,7 +269,7 @@ class LatentPolicy(nn.Module):
         hidden_NH = hidden_BTH[:, :-1][wanted_BT[:, 1:]]
         targets_N = input_ids_BT[wanted_BT]
         wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
-        chunk = max(1, self.logits_mib * 2**20 // (self.model.get_output_embeddings().weight.shape[0] * wide.itemsize))
+        chunk = max(1, self.logits_mib * 2**20 // (self.backbone.vocabulary * wide.itemsize))
 
         def chunk_logprobs(hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
             logits_CV = self.backbone.head(hidden_CH).to(wide) / (temperature or 1.0)
@@ -270,7 +279,7 @@ class LatentPolicy(nn.Module):
         (most_chunks,) = self.pace.most(len(chunks))
         chunks += [(hidden_NH[:0], targets_N[:0])] * (most_chunks - len(chunks))
         pieces = [
-            checkpoint(chunk_logprobs, hidden_CH, targets_C, use_reentrant=False)
+            checkpoint(chunk_logprobs, hidden_CH, targets_C, use_reentrant=False, determinism_check="none")
             if torch.is_grad_enabled()
             else chunk_logprobs(hidden_CH, targets_C)
             for hidden_CH, targets_C in chunks
@@ -336,13 +345,16 @@ class LatentPolicy(nn.Module):
             **passed,
         )
 
-    def scale_ratio(self, latents: Sequence[Tensor] | Tensor) -> float:
-        """rms(latent) / rms(embedding): near 1 where latents look like inputs; nan without latents."""
+    def scale_ratio(self, latents: Sequence[Tensor] | Tensor, embedding_rms: float | None = None) -> float:
+        """rms(latent) / rms(embedding): near 1 where latents look like inputs; nan without latents.
+
+        `embedding_rms` saves a look at the embeddings, which sharded policies take on all ranks or none.
+        """
         rows = [latents] if isinstance(latents, Tensor) else [row for row in latents if len(row)]
         if not rows:
             return float("nan")
         squares = torch.cat([row.detach().float().pow(2).flatten() for row in rows])
-        return squares.mean().sqrt().item() / self.backbone.embedding_rms()
+        return squares.mean().sqrt().item() / (embedding_rms or self.backbone.embedding_rms())
 
     def _packed(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> PackedRows:
         return pack_rows(input_ids_BT.to(self.device), attention_mask_BT.to(self.device))

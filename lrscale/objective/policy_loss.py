@@ -70,6 +70,12 @@ class PolicyStats:
             correction_sum=self.correction_sum + other.correction_sum,
         )
 
+    @classmethod
+    def zero(cls, device: torch.device) -> PolicyStats:
+        """No tokens at all: where adding up starts."""
+        nothing = torch.zeros((), dtype=torch.float64, device=device)
+        return cls(nothing, nothing, nothing, nothing, nothing, nothing)
+
     @property
     def clip_share(self) -> float:
         return self._mean(self.clipped_tokens)

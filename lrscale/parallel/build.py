@@ -1,25 +1,76 @@
-"""Which engine a recipe asks for."""
+"""From a recipe to an engine: which kind, and the policy loaded the way that kind needs it.
+
+DeepSpeed is imported only where a recipe asks for it: it takes seconds, and is there on Linux alone.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lrscale.config.cluster import ParallelConfig
-from lrscale.config.optimisation import OptimisationConfig
+from lrscale.config.recipe import Recipe
 from lrscale.parallel.engine import Engine
-from lrscale.parallel.ranks import Ranks, set_threads
+from lrscale.parallel.loading import checked_source, load_policy
+from lrscale.parallel.lockstep import Lockstep
+from lrscale.parallel.ranks import set_threads
 from lrscale.parallel.single import SingleEngine
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
 
 
-def build_engine(policy: LatentPolicy, *, parallel: ParallelConfig, optimisation: OptimisationConfig) -> Engine:
-    """The engine of `parallel.kind`. Raises ValueError for kinds that this release does not have."""
-    if parallel.kind != "single":
-        raise ValueError(
-            f"parallel.kind is {parallel.kind}, which comes with a later release; "
-            "this one trains in one process: set parallel.kind: single"
-        )
-    set_threads(parallel.threads)
-    return SingleEngine(policy, optimisation, ranks=Ranks.from_environment())
+def build_engine(recipe: Recipe, lockstep: Lockstep, ds_config: dict[str, Any] | None = None) -> Engine:
+    """The engine of `parallel.kind` around the recipe's policy.
+
+    `ds_config` is DeepSpeed's, every value resolved; needed for zero3. ValueError as `load_policy`.
+    """
+    set_threads(recipe.parallel.threads)
+    kind = recipe.parallel.kind
+    if kind == "single":
+        policy = load_policy(recipe.model, recipe.projector)
+        return SingleEngine(policy, recipe.optimisation, ranks=lockstep.ranks)
+    if kind == "zero3":
+        from lrscale.parallel.zero3 import Zero3Engine
+
+        policy = load_zero3(recipe, ds_config)
+        return Zero3Engine(policy, recipe.optimisation, lockstep=lockstep, ds_config=_needed(ds_config))
+    from lrscale.parallel.fsdp2 import Fsdp2Engine
+
+    return Fsdp2Engine(load_policy(recipe.model, recipe.projector), recipe.optimisation, lockstep=lockstep)
+
+
+def load_zero3(recipe: Recipe, ds_config: dict[str, Any] | None) -> LatentPolicy:
+    """The recipe's policy, partitioned; hooks that gather it come with an engine."""
+    from lrscale.parallel.sharded_loading import load_sharded
+
+    source, tokenizer, device = checked_source(recipe.model, recipe.projector)
+    policy = load_sharded(
+        source, tokenizer, recipe.model, recipe.projector, ds_config=_needed(ds_config), device=device
+    )
+    policy.logits_mib = recipe.model.logits_mib
+    if recipe.model.gradient_checkpointing:
+        policy.enable_checkpointing()
+    return policy
+
+
+def load_frozen(recipe: Recipe, lockstep: Lockstep, ds_config: dict[str, Any] | None) -> LatentPolicy:
+    """A second policy that is never trained (the reference of a KL term), sharded as the engine's is."""
+    if recipe.parallel.kind != "zero3":
+        policy = load_policy(recipe.model, recipe.projector)
+    else:
+        from lrscale.parallel.zero3 import attach_inference_hooks
+
+        policy = load_zero3(recipe, ds_config)
+        attach_inference_hooks(policy, _needed(ds_config))
+        policy.pace = lockstep
+    if recipe.parallel.kind == "fsdp2":
+        from lrscale.parallel.fsdp2 import shard_policy
+
+        shard_policy(policy)
+        policy.pace = lockstep
+    return policy.requires_grad_(False)
+
+
+def _needed(ds_config: dict[str, Any] | None) -> dict[str, Any]:
+    if ds_config is None:
+        raise ValueError("parallel.kind zero3 needs ds_config.json in the run directory; start with `lrscale launch`")
+    return ds_config

@@ -4,9 +4,11 @@ A stage trains one parameter group at a time, in turns: `projector` in stage 2 a
 `base` in RL. Both groups keep their optimizer state from turn to turn.
 
     with engine.training("base"):
-        for micro_batch in micro_batches:
-            engine.backward(loss(micro_batch))      # normalised over the whole update: they add up
+        for micro_batch in micro_batches:           # as many on every rank
+            engine.backward(loss(micro_batch), last=...)   # normalised over the whole update: they add up
         grad_norm = engine.step("base", learning_rate=..., max_grad_norm=...)
+
+With several ranks every method but `backward`'s own arithmetic is collective: all ranks call it, in the same order.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
+from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ GROUPS: tuple[ParameterGroup, ...] = ("base", "projector")
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite. Raised before any weight of the update has moved."""
+    """A loss or gradient is NaN or infinite on some rank. Raised on all, before any weight of the update has moved."""
 
 
 class Engine(Protocol):
@@ -37,14 +40,21 @@ class Engine(Protocol):
 
     policy: LatentPolicy
     ranks: Ranks
+    lockstep: Lockstep
     device: torch.device
 
     def training(self, group: ParameterGroup) -> AbstractContextManager[None]:
         """Within it only this group takes gradients and is in train() mode; restored afterwards."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the loss's gradients to those of the update. Raises NonFiniteError for a loss that is not finite."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Adds the loss's gradients to those of the update: over micro-batches and over ranks. `last` marks the
+        update's last micro-batch. Raises NonFiniteError, on all ranks, for a loss that is not finite on any.
+        """
+        ...
+
+    def refuse(self, words: str | None) -> None:
+        """Raises NonFiniteError on all ranks where any rank has `words` about something that is not finite."""
         ...
 
     def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:

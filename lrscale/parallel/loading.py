@@ -51,11 +51,8 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
     a tokenizer that is missing or fits the model badly, broken weights, a model without an MLP to
     clone, a projector other than the recipe's, and a device that is not there.
     """
-    device = _device(model.device)
-    source = _source(model.path)
+    source, tokenizer, device = checked_source(model, projector)
     config = _load_config(source, model.path)
-    _check_projector(config, projector, model.path)
-    tokenizer = _load_tokenizer(source, model.path)
     try:
         policy = LatentPolicy.from_pretrained(
             source,
@@ -74,7 +71,7 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
         ) from error
     except _LOAD_ERRORS as error:
         raise ValueError(f"model.path {model.path}: {_no_sdpa(error, config) or _short(error)}") from error
-    rows = policy.model.get_input_embeddings().weight.shape[0]
+    rows = policy.model.get_input_embeddings().num_embeddings
     if max(tokenizer.get_vocab().values()) >= rows:
         raise ValueError(
             f"model.path {model.path}: the tokenizer has ids up to {max(tokenizer.get_vocab().values())}, the model's "
@@ -82,8 +79,17 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
         )
     policy.logits_mib = model.logits_mib
     if model.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.enable_checkpointing()
     return policy.to(device)
+
+
+@_quiet_hub()
+def checked_source(model: ModelConfig, projector: ProjectorConfig) -> tuple[str, PreTrainedTokenizerBase, torch.device]:
+    """What transformers is given for a recipe's model, its tokenizer, and its device. ValueError as `load_policy`."""
+    device = _device(model.device)
+    source = _source(model.path)
+    _check_projector(_load_config(source, model.path), projector, model.path)
+    return source, _load_tokenizer(source, model.path), device
 
 
 @_quiet_hub()

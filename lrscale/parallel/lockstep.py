@@ -9,7 +9,8 @@ With one process every method is the identity, so stages have one way of being w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -103,6 +104,15 @@ class Lockstep:
         result = self.together(lambda: work() if self.ranks.is_main else None)
         return self.gather_json(result if self.ranks.is_main else None)[0]
 
+    @contextmanager
+    def phase(self, name: str, *, step: int | None = None) -> Iterator[None]:
+        """Where this rank is, for whoever asks which rank the others wait for."""
+        yield
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         self.most(0)
+
+
+ALONE = Lockstep(Ranks())
+"""One process."""

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
+from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.optimizer import GroupOptimizer
 from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.tensor_files import read_tensors, write_tensors
+from lrscale.parallel.turns import training_turn
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
@@ -35,6 +37,7 @@ class SingleEngine:
             )
         self.policy = policy
         self.ranks = ranks
+        self.lockstep = Lockstep(ranks)
         self.device: torch.device = next(policy.model.parameters()).device
         self._config = optimisation
         self._optimizers: dict[ParameterGroup, GroupOptimizer] = {}
@@ -42,34 +45,26 @@ class SingleEngine:
     @contextmanager
     def training(self, group: ParameterGroup) -> Iterator[None]:
         optimizer = self._optimizer(group)
-        trained = {id(parameter) for parameter in optimizer.parameters.values()}
-        required = [(parameter, parameter.requires_grad) for parameter in self.policy.parameters()]
-        modes = [(module, module.training) for module in self.policy.modules()]
-        for parameter, _ in required:
-            parameter.requires_grad_(id(parameter) in trained)
-        self.policy.eval()
-        self._module(group).train()
         try:
-            yield
+            with training_turn(self.policy, self._module(group)):
+                yield
         except BaseException:
             optimizer.clear_gradients()  # half an update's gradients must not reach the next one
             raise
-        finally:
-            for parameter, before in required:
-                parameter.requires_grad_(before)
-            for module, before in modes:
-                module.training = before
 
-    def backward(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"loss is {float(loss.detach())} on rank {self.ranks.rank}; no weight was changed")
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        self.refuse(None if bool(torch.isfinite(loss)) else f"loss is {float(loss.detach())}")
         loss.backward()
+
+    def refuse(self, words: str | None) -> None:
+        if words is not None:
+            raise NonFiniteError(f"{words}; no weight was changed")
 
     def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:
         try:
             return self._optimizer(group).step(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
         except NonFiniteError as error:
-            raise NonFiniteError(f"{group}, rank {self.ranks.rank}: {error}") from None
+            raise NonFiniteError(f"{group}: {error}") from None
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         return value.detach().clone()

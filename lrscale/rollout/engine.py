@@ -30,10 +30,13 @@ class RolloutEngine(Protocol):
         """Version of the weights in use; every rollout carries it."""
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], plan: SamplingPlan) -> Iterator[tuple[int, Rollout]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], plan: SamplingPlan, *, row_keys: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Rollout]]:
         """Yield (index of the prompt, rollout) as sequences finish.
 
-        Row i draws from a random stream named by the plan's seed and i alone.
+        A row draws from a random stream named by the plan's seed and its key (its index where None) alone. With several ranks all of
+        them call it, and iterate to the end.
         """
         ...
 

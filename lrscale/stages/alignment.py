@@ -20,6 +20,8 @@ from lrscale.config.optimisation import ScheduleConfig
 from lrscale.latent import LatentPolicy
 from lrscale.objective import learning_rate_at
 from lrscale.parallel.engine import NonFiniteError
+from lrscale.parallel.lockstep import ALONE, Lockstep
+from lrscale.parallel.ranks import Ranks
 from lrscale.stages.batching import micro_batches, padded
 from lrscale.stages.lite_rows import LiteRow
 from lrscale.stages.parts import Parts
@@ -36,88 +38,121 @@ def align_projector(parts: Parts, rows: Sequence[LiteRow], heldout: Sequence[Lit
     """
     config = parts.recipe.stages.projector_sft.alignment
     budget = parts.recipe.optimisation.micro_batch_tokens
-    inputs_NH, targets_NH, names_N = collect_pairs(parts.policy, rows, budget)
-    if len(inputs_NH) < 2:
+    engine, lockstep = parts.engine, parts.engine.lockstep
+    pairs = collect_pairs(parts.policy, rows, budget, lockstep.ranks)
+    if pairs.total < 2:
         raise ValueError(
-            f"alignment: {len(inputs_NH)} latent steps stand for sentences that are known, needed at least 2 to regress "
+            f"alignment: {pairs.total} latent steps stand for sentences that are known, needed at least 2 to regress "
             "to (their variance is the measure). Sample more traces (stages.traces.prompts), or set "
             "stages.projector_sft.alignment.epochs: 0"
         )
-    held_inputs_NH, held_targets_NH, _ = collect_pairs(parts.policy, heldout, budget)
-    variance = targets_NH.float().var(dim=0).sum().clamp(min=torch.finfo(torch.float32).tiny)
-    batches = -(-len(inputs_NH) // config.batch_pairs)
+    held = collect_pairs(parts.policy, heldout, budget, lockstep.ranks)
+    variance = total_variance(pairs, lockstep).clamp(min=torch.finfo(torch.float32).tiny)
+    batches = -(-pairs.total // config.batch_pairs)
     total = config.epochs * batches
     with parts.log.progress("projector alignment", config.epochs, unit="epochs") as progress:
         for epoch in range(config.epochs):
-            order = shuffled(range(len(inputs_NH)), parts.recipe.seed, "alignment", epoch)
+            order = shuffled(range(pairs.total), parts.recipe.seed, "alignment", epoch)
             summed = 0.0
             for batch in range(batches):
                 indices = order[batch * config.batch_pairs : (batch + 1) * config.batch_pairs]
-                chosen = torch.tensor(indices).to(inputs_NH.device)
                 rate = learning_rate_at(
                     SCHEDULE, peak=config.learning_rate, step=epoch * batches + batch, total_steps=total
                 )
                 try:
-                    with parts.engine.training("projector"):
-                        loss = _unexplained(parts.policy, inputs_NH[chosen], targets_NH[chosen], variance)
-                        parts.engine.backward(loss)
-                        parts.engine.step("projector", learning_rate=rate, max_grad_norm=MAX_GRAD_NORM)
+                    with engine.training("projector"):
+                        loss = _unexplained(parts.policy, pairs, indices, variance)
+                        engine.backward(loss)
+                        engine.step("projector", learning_rate=rate, max_grad_norm=MAX_GRAD_NORM)
                 except NonFiniteError as error:
-                    some = ", ".join(list(dict.fromkeys(names_N[index] for index in indices))[:3])
+                    some = ", ".join(list(dict.fromkeys(pairs.prompt_ids_N[index] for index in indices))[:3])
                     raise NonFiniteError(
                         f"projector alignment, step {epoch * batches + batch + 1} (epoch {epoch + 1}): {error} (prompts "
                         f"{some} ...). Lower stages.projector_sft.alignment.learning_rate, or use projector.kind: "
                         "normalised"
                     ) from error
-                summed += float(loss.detach()) * len(chosen)
+                summed += float(lockstep.sum(loss)) * len(indices)
             line = {"stage": "alignment", "step": epoch + 1, "unexplained_variance_train": summed / len(order)}
             line["unexplained_variance"] = line["unexplained_variance_train"]
-            if len(held_inputs_NH):
+            if held.total:
                 with torch.no_grad():
-                    held = _unexplained(parts.policy, held_inputs_NH, held_targets_NH, variance)
-                line["unexplained_variance"] = float(held)
+                    unexplained = _unexplained(parts.policy, held, range(held.total), variance)
+                line["unexplained_variance"] = float(lockstep.sum(unexplained))
             line["pairs"] = len(order)
             parts.log.record(line)
             progress.advance(note=f"unexplained variance {line['unexplained_variance']:.3f}")
-    parts.engine.reset_optimizer("projector")
+    engine.reset_optimizer("projector")
 
 
 class Pairs(NamedTuple):
-    """What the projector learns from: N latent steps."""
+    """What the projector learns from: N latent steps, of which this rank holds M."""
 
-    inputs_NH: Tensor
+    inputs_MH: Tensor
     """Hidden states that the projector reads."""
-    targets_NH: Tensor
+    targets_MH: Tensor
     """The mean embeddings it should give back."""
+    place: dict[int, int]
+    """Where the pair of a number stands in the tensors; pairs of other ranks have no entry."""
     prompt_ids_N: list[str]
+
+    @property
+    def total(self) -> int:
+        """N."""
+        return len(self.prompt_ids_N)
 
 
 @torch.no_grad()
-def collect_pairs(policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_tokens: int) -> Pairs:
-    """The pairs of all rows; those with a marker whose sentence is not known are left out."""
+def collect_pairs(
+    policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_tokens: int, ranks: Ranks = ALONE.ranks
+) -> Pairs:
+    """The pairs of all rows, each held by one rank; rows with a marker whose sentence is not known are left out."""
     known = [row for row in rows if all(row.replaced)]
-    inputs: list[Tensor] = []
-    targets: list[Tensor] = []
+    batches = micro_batches([row.positions for row in known], micro_batch_tokens)
+    empty_MH = torch.zeros(0, policy.backbone.hidden_size, dtype=policy.backbone.dtype, device=policy.device)
+    inputs, targets = [empty_MH], [empty_MH]
+    place: dict[int, int] = {}
     names: list[str] = []
-    for batch in micro_batches([row.positions for row in known], micro_batch_tokens):
-        ids_BT, mask_BT = padded([known[index].ids for index in batch], policy.device)
-        oracle = [oracle_latents(policy, known[index]) for index in batch]
-        inputs += policy.projector_inputs(ids_BT, mask_BT, oracle)
-        targets += oracle
-        names += [known[index].prompt_id for index, means_LH in zip(batch, oracle, strict=True) for _ in means_LH]
-    if not inputs:
-        empty = torch.zeros(0, policy.backbone.hidden_size, device=policy.device)
-        return Pairs(empty, empty, [])
-    return Pairs(torch.cat(inputs), torch.cat(targets), names)
+    for number in range(-(-len(batches) // ranks.world_size) * ranks.world_size):
+        batch = [known[index] for index in batches[number]] if number < len(batches) else []
+        pair_names = [row.prompt_id for row in batch for span in row.spans for _ in range(span.steps)]
+        if number % ranks.world_size == ranks.rank:
+            # A rank without a batch runs another's: all ranks run as many forwards.
+            run = batch or [known[index] for index in batches[0]]
+            ids_BT, mask_BT = padded([row.ids for row in run], policy.device)
+            oracle = oracle_latents(policy, run)
+            hidden = policy.projector_inputs(ids_BT, mask_BT, oracle)
+            if batch:
+                inputs += hidden
+                targets += oracle
+                place |= {len(names) + offset: len(place) + offset for offset in range(len(pair_names))}
+        names += pair_names
+    return Pairs(torch.cat(inputs), torch.cat(targets), place, names)
 
 
-def oracle_latents(policy: LatentPolicy, row: LiteRow) -> Tensor:
-    """[L, H] mean embeddings of the pieces of each replaced sentence, in the order of the row's latents."""
+def oracle_latents(policy: LatentPolicy, rows: Sequence[LiteRow]) -> list[Tensor]:
+    """[L, H] a row: mean embeddings of the pieces of each replaced sentence, in the order of the row's latents."""
+    sentences = [sentence for row in rows for sentence in row.replaced]
+    embeds = policy.backbone.embed(
+        torch.tensor([token for sentence in sentences for token in sentence]).to(policy.device)
+    )
+    embeds_of = iter(embeds.split([len(sentence) for sentence in sentences]))
     means = []
-    for span, sentence in zip(row.spans, row.replaced, strict=True):
-        embeds_TH = policy.backbone.embed(torch.tensor(sentence, device=policy.device))
-        means += [embeds_TH[start:stop].mean(0) for start, stop in pieces(len(sentence), span.steps)]
-    return torch.stack(means)
+    for row in rows:
+        cut = [
+            (next(embeds_of), pieces(len(sentence), span.steps))
+            for span, sentence in zip(row.spans, row.replaced, strict=True)
+        ]
+        means.append(torch.stack([embeds_TH[start:stop].mean(0) for embeds_TH, parts in cut for start, stop in parts]))
+    return means
+
+
+def total_variance(pairs: Pairs, lockstep: Lockstep) -> Tensor:
+    """Summed over the dimensions, of the targets on all ranks."""
+    if lockstep.alone:
+        return pairs.targets_MH.float().var(dim=0).sum()
+    targets_MH = pairs.targets_MH.double()
+    mean_H = lockstep.sum(targets_MH.sum(dim=0)) / pairs.total
+    return (lockstep.sum((targets_MH - mean_H).square().sum()) / (pairs.total - 1)).float()
 
 
 def pieces(length: int, count: int) -> list[tuple[int, int]]:
@@ -128,6 +163,9 @@ def pieces(length: int, count: int) -> list[tuple[int, int]]:
     ]
 
 
-def _unexplained(policy: LatentPolicy, inputs_NH: Tensor, targets_NH: Tensor, variance: Tensor) -> Tensor:
-    errors_NH = policy.projector(inputs_NH).float() - targets_NH.float()
-    return errors_NH.square().sum(dim=1).mean() / variance
+def _unexplained(policy: LatentPolicy, pairs: Pairs, numbers: Sequence[int], variance: Tensor) -> Tensor:
+    """This rank's part of the share of the variance that stays unexplained over the pairs of these numbers."""
+    mine = torch.tensor([pairs.place[number] for number in numbers if number in pairs.place], dtype=torch.long)
+    mine = mine.to(pairs.inputs_MH.device)
+    errors_BH = policy.projector(pairs.inputs_MH[mine]).float() - pairs.targets_MH[mine].float()
+    return errors_BH.square().sum(dim=1).sum() / len(numbers) / variance

@@ -32,3 +32,36 @@ def micro_batches(lengths: Sequence[int], budget: int, *, least_rows: int = 1) -
     if len(batches) > 1 and len(batches[-1]) < least_rows:
         batches[-2] += batches.pop()
     return batches
+
+
+def rounds(lengths: Sequence[int], budget: int, ranks: int, *, least_rows: int = 1) -> list[list[list[int]]]:
+    """Micro-batches for `ranks` processes that run side by side: one list a round, in it one list of rows a rank.
+
+    The micro-batches of a round cost about the same, since all ranks wait for the slowest of it. Where rows do
+    not go round, a rank's list is empty: it runs padding. For one rank these are `micro_batches`.
+    """
+    batches = micro_batches(lengths, budget, least_rows=least_rows)
+    if ranks == 1:
+        return [[batch] for batch in batches]
+    while len(batches) % ranks and _split_largest(batches, lengths, least_rows):
+        pass
+    batches.sort(key=lambda batch: -_cost(batch, lengths))
+    batches += [[] for _ in range(-len(batches) % ranks)]
+    return [batches[first : first + ranks] for first in range(0, len(batches), ranks)]
+
+
+def _split_largest(batches: list[list[int]], lengths: Sequence[int], least_rows: int) -> bool:
+    """Cut the most expensive batch that can be cut in two; whether there was one."""
+    divisible = [index for index, batch in enumerate(batches) if len(batch) >= 2 * least_rows]
+    if not divisible:
+        return False
+    index = max(divisible, key=lambda i: _cost(batches[i], lengths))
+    batch = batches[index]
+    half = max(least_rows, len(batch) // 2)  # the longer rows stand first: their half is no smaller
+    batches[index : index + 1] = [batch[:half], batch[half:]]
+    return True
+
+
+def _cost(batch: Sequence[int], lengths: Sequence[int]) -> int:
+    """Positions that a batch takes, padding counted."""
+    return max((lengths[index] for index in batch), default=0) * len(batch)

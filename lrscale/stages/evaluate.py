@@ -130,7 +130,8 @@ def evaluate_and_record(parts: Parts, arm: Arm, *, step: int, when: When) -> Non
     count = parts.recipe.stages.evaluate.shown_rollouts
     if when != "during" and count:
         lines = shown_rollouts(parts.policy, evaluation, arm=arm, when=when, count=count)
-        write_whole(parts.run_dir / "rollouts" / f"evaluate-{arm}-{when}.jsonl", json_lines(lines))
+        path = parts.run_dir / "rollouts" / f"evaluate-{arm}-{when}.jsonl"
+        parts.engine.lockstep.on_main(lambda: write_whole(path, json_lines(lines)))
 
 
 def _histogram(values: Any) -> dict[str, int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrscale.latent import LatentMode, LatentPolicy
 from lrscale.objective import after_first_marker_mask, projector_nll
+from lrscale.parallel.lockstep import ALONE, Lockstep
 from lrscale.stages.batching import micro_batches, padded
 from lrscale.stages.lite_rows import LiteRow
 
@@ -23,24 +24,32 @@ MODES: tuple[LatentMode, ...] = get_args(LatentMode)
 
 @torch.no_grad()
 def heldout_losses(
-    policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_tokens: int
+    policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_tokens: int, lockstep: Lockstep = ALONE
 ) -> dict[str, float | None] | None:
     """Losses a token (nats) by mode and their paired differences with standard errors; keys as in metrics.jsonl.
 
+    The micro-batches are those of one process, shared out over the ranks: shuffled latents depend on them.
     None for fewer than two rows: latents cannot be shuffled then.
     """
     if len(rows) < 2:
         return None
     nll = {mode: torch.zeros(len(rows), dtype=torch.float64) for mode in MODES}
     tokens_R = torch.zeros(len(rows), dtype=torch.float64)
-    for batch in micro_batches([row.positions for row in rows], micro_batch_tokens, least_rows=2):
+    batches = micro_batches([row.positions for row in rows], micro_batch_tokens, least_rows=2)
+    world = lockstep.ranks.world_size
+    for first in range(0, len(batches), world):
+        mine = first + lockstep.ranks.rank
+        counts = mine < len(batches)  # a rank without a batch runs one that is another's, and keeps nothing of it
+        batch = batches[mine if counts else first]
         ids_BT, mask_BT = padded([rows[index].ids for index in batch], policy.device)
         counted_BT = after_first_marker_mask([rows[index].spans for index in batch], mask_BT)
-        tokens_R[batch] = counted_BT.sum(1).double().cpu()
+        tokens_R[batch] = counted_BT.sum(1).double().cpu() * counts
         for mode in MODES:
             out = policy.expand(ids_BT, mask_BT, mode)
             logprobs_BT = policy.token_logprobs(out.hidden_BTH, ids_BT, where_BT=counted_BT)
-            nll[mode][batch] = projector_nll(logprobs_BT.double(), counted_BT).cpu()
+            nll[mode][batch] = projector_nll(logprobs_BT.double(), counted_BT).cpu() * counts
+    tokens_R = lockstep.sum(tokens_R)
+    nll = {mode: lockstep.sum(values_R) for mode, values_R in nll.items()}
     clusters = [row.prompt_id for row in rows]
     real, real_se = ratio_with_error(nll["real"], tokens_R, clusters)
     losses: dict[str, float | None] = {"rows": len(rows), "prompts": len(set(clusters))}

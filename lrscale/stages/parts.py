@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lrscale.config.recipe import Recipe
 from lrscale.latent import LatentPolicy
 from lrscale.parallel.build import build_engine
 from lrscale.parallel.engine import Engine
-from lrscale.parallel.loading import load_policy
+from lrscale.parallel.lockstep import ALONE, Lockstep
+from lrscale.parallel.replica import empty_replica, whole_bytes
 from lrscale.parallel.trackers import open_trackers
 from lrscale.report.metrics import MetricsLog
 from lrscale.reward.scorer import build_scorer
@@ -42,18 +45,54 @@ class Parts:
         return self.sampler.book
 
 
-def build_parts(recipe: Recipe, run_dir: Path) -> Parts:
+def build_parts(recipe: Recipe, run_dir: Path, lockstep: Lockstep = ALONE) -> Parts:
     """Load and connect everything that a recipe names. ValueError where something does not fit or is missing."""
-    log = RunLog(MetricsLog(run_dir / "metrics.jsonl"), open_trackers_of(recipe, run_dir))
-    sampler = build_sampler(recipe, load_policy(recipe.model, recipe.projector), recipe_dir=run_dir, display=log)
+    if lockstep.ranks.is_main:
+        log = RunLog(MetricsLog(run_dir / "metrics.jsonl"), open_trackers_of(recipe, run_dir))
+    else:
+        log = RunLog(None, show=False)
+    engine = build_engine(recipe, lockstep, read_ds_config(run_dir))
+    rollouts = local_rollouts(recipe, engine)
+    sampler = build_sampler(
+        recipe, engine.policy, recipe_dir=run_dir, display=log, rollouts=rollouts, lockstep=lockstep
+    )
     check_prompt_counts(recipe, sampler.book, recipe.stages.run)
     warn_of_untrained_projector(recipe, sampler.policy)
-    engine = build_engine(sampler.policy, parallel=recipe.parallel, optimisation=recipe.optimisation)
     return Parts(recipe, run_dir, engine, sampler.rollouts, sampler, log)
 
 
-def build_sampler(recipe: Recipe, policy: LatentPolicy, *, recipe_dir: Path, display: Display) -> Sampler:
-    """Task, reward and rollout engine around a policy; all that evaluation needs."""
+def read_ds_config(run_dir: Path) -> dict[str, Any] | None:
+    """DeepSpeed's configuration as the launcher resolved it, where there is one."""
+    path = run_dir / "ds_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def local_rollouts(recipe: Recipe, engine: Engine) -> LocalRollouts:
+    """Decoding on the engine's own weights, or on a whole copy of sharded ones (`parallel.gather`)."""
+    parallel = recipe.parallel
+    if parallel.kind == "single" or parallel.gather == "per_layer":
+        return LocalRollouts(engine.policy, recipe.rollout)
+    size_gib = whole_bytes(engine.policy) / 2**30
+    if size_gib > parallel.whole_gather_gib:
+        if parallel.gather == "whole":
+            raise ValueError(
+                f"parallel.gather is whole, but a whole copy of the weights takes {size_gib:.1f} GiB on every rank and "
+                f"parallel.whole_gather_gib allows {parallel.whole_gather_gib:g}: raise it, or set gather: per_layer"
+            )
+        return LocalRollouts(engine.policy, recipe.rollout)
+    return LocalRollouts(empty_replica(engine.policy), recipe.rollout, copies=True)
+
+
+def build_sampler(
+    recipe: Recipe,
+    policy: LatentPolicy,
+    *,
+    recipe_dir: Path,
+    display: Display,
+    rollouts: RolloutEngine | None = None,
+    lockstep: Lockstep = ALONE,
+) -> Sampler:
+    """Task, reward and rollout engine around a policy; all that evaluation needs. One process by default."""
     chat_template = recipe.model.chat_template
     task = build_task(
         recipe.task,
@@ -63,7 +102,7 @@ def build_sampler(recipe: Recipe, policy: LatentPolicy, *, recipe_dir: Path, dis
     )
     scorer = build_scorer(recipe.reward, task_score(task), recipe_dir=recipe_dir)
     book = PromptBook(task, policy, chat_template=chat_template)
-    return Sampler(LocalRollouts(policy, recipe.rollout), scorer, book, policy, display)
+    return Sampler(rollouts or LocalRollouts(policy, recipe.rollout), scorer, book, policy, display, lockstep)
 
 
 def open_trackers_of(recipe: Recipe, run_dir: Path) -> Trackers | None:

@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Sequence
 
 from lrscale.latent import LatentPolicy
+from lrscale.parallel.build import load_frozen
 from lrscale.parallel.checkpoint import sync
-from lrscale.parallel.loading import load_policy
 from lrscale.stages import projector_sft, rl, traces
 from lrscale.stages.evaluate import evaluate_and_record
 from lrscale.stages.journal import Journal
 from lrscale.stages.lengths import check_lengths
 from lrscale.stages.lite_rows import LiteRow
-from lrscale.stages.parts import Parts
+from lrscale.stages.parts import Parts, read_ds_config
 
 
 def run_stages(parts: Parts) -> None:
@@ -74,7 +74,7 @@ def reference_policy(parts: Parts) -> LatentPolicy | None:
     recipe = parts.recipe
     if rl.STAGE not in recipe.stages.run or not recipe.stages.rl.kl.coefficient:
         return None
-    reference = load_policy(recipe.model, recipe.projector)
+    reference = load_frozen(recipe, parts.engine.lockstep, read_ds_config(parts.run_dir))
     for parameter in reference.parameters():
         parameter.requires_grad = False
     return reference

@@ -17,7 +17,7 @@ from lrscale.objective import after_first_marker_mask, learning_rate_at, project
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.report.timing import step_line
 from lrscale.stages.alignment import align_projector
-from lrscale.stages.batching import micro_batches, padded
+from lrscale.stages.batching import padded, rounds
 from lrscale.stages.clock import phase_timer
 from lrscale.stages.heldout import heldout_losses
 from lrscale.stages.journal import Journal
@@ -28,6 +28,8 @@ from lrscale.stages.run_log import logger
 from lrscale.stages.traces import read_traces
 
 STAGE = "projector_sft"
+PADDING = LiteRow("padding", ids=(0,), spans=(), replaced=())
+"""What a rank runs that has no row of its own in a round: no token of it is counted."""
 USUAL_SCALE = (0.1, 10.0)
 """rms(latent) / rms(embedding) outside of this range is warned about."""
 _MEND = "Lower the learning rate, or use projector.kind: normalised"
@@ -82,7 +84,9 @@ def run_projector_sft(parts: Parts, journal: Journal) -> None:
 def stage_rows(parts: Parts) -> tuple[list[LiteRow], list[LiteRow]]:
     """(training, held-out) rows from the traces of stage 1; the same in every call."""
     recipe = parts.recipe
-    traces, heldout = split_heldout(read_traces(parts.run_dir), recipe.stages.traces.heldout_share, recipe.seed)
+    traces, heldout = split_heldout(
+        read_traces(parts.run_dir, parts.engine.lockstep), recipe.stages.traces.heldout_share, recipe.seed
+    )
     rows = [
         lite_rows(
             with_marker_prompts(some, parts.book),
@@ -132,7 +136,10 @@ def train_projector(
 
 def log_heldout(parts: Parts, heldout: Sequence[LiteRow], training: Training, step: int) -> None:
     """Measure and record the held-out losses after a training of the projector."""
-    losses = heldout_losses(parts.policy, heldout, parts.recipe.optimisation.micro_batch_tokens)
+    with parts.engine.lockstep.phase("held-out loss", step=training.step or step):
+        losses = heldout_losses(
+            parts.policy, heldout, parts.recipe.optimisation.micro_batch_tokens, parts.engine.lockstep
+        )
     if losses is None:
         if training.arm is None:
             logger.warning("no held-out loss: %d held-out rows, needed 2; sample more traces", len(heldout))
@@ -206,25 +213,28 @@ def _optimizer_step(parts: Parts, batch: Sequence[LiteRow], learning_rate: float
     """One update from a batch of rows, in micro-batches whose losses add up."""
     engine, policy = parts.engine, parts.policy
     tokens = sum(len(row.ids) - 1 - row.spans[0].position for row in batch)
-    normaliser = engine.sum_over_ranks(torch.tensor(float(max(tokens, 1)), device=policy.device))
+    normaliser = torch.tensor(float(max(tokens, 1)), device=policy.device)
     loss_sum = torch.zeros((), device=policy.device)
     scales: list[float] = []
+    embedding_rms = policy.backbone.embedding_rms()
+    budget = parts.recipe.optimisation.micro_batch_tokens
+    todo = rounds([row.positions for row in batch], budget, engine.ranks.world_size)
     with engine.training("projector"):
-        for indices in micro_batches([row.positions for row in batch], parts.recipe.optimisation.micro_batch_tokens):
-            rows = [batch[index] for index in indices]
+        for number, of_ranks in enumerate(todo, start=1):
+            rows = [batch[index] for index in of_ranks[engine.ranks.rank]] or [PADDING]
             ids_BT, mask_BT = padded([row.ids for row in rows], policy.device)
             counted_BT = after_first_marker_mask([row.spans for row in rows], mask_BT)
             out = policy.expand(ids_BT, mask_BT)
             logprobs_BT = policy.token_logprobs(out.hidden_BTH, ids_BT, where_BT=counted_BT)
             loss = projector_loss(logprobs_BT, counted_BT, normaliser)
+            words = None
             if not bool(torch.isfinite(loss)):
                 bad = [row for row, sums in zip(rows, logprobs_BT.sum(1), strict=True) if not sums.isfinite()]
-                raise NonFiniteError(
-                    f"{where}: loss is {float(loss.detach())} ({_prompts(bad)}); no weight was changed. {_MEND}"
-                )
-            engine.backward(loss)
+                words = f"{where}: loss is {float(loss.detach())} ({_prompts(bad)}). {_MEND}"
+            engine.refuse(words)
+            engine.backward(loss, last=number == len(todo))
             loss_sum += loss.detach()
-            scales.append(policy.scale_ratio(out.latents))
+            scales.append(policy.scale_ratio(out.latents, embedding_rms))
         try:
             grad_norm = engine.step(
                 "projector",
@@ -234,7 +244,8 @@ def _optimizer_step(parts: Parts, batch: Sequence[LiteRow], learning_rate: float
         except NonFiniteError as error:
             raise NonFiniteError(f"{where}: {error} ({_prompts(batch)}). {_MEND}") from error
     # max: one exploding micro-batch must show
-    finite = [scale for scale in scales if math.isfinite(scale)]
+    of_all = [scale for part in engine.lockstep.gather_json(scales) for scale in part]
+    finite = [scale for scale in of_all if math.isfinite(scale)]
     return {
         "loss": float(engine.sum_over_ranks(loss_sum)),
         "grad_norm": grad_norm,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrscale.config.stages import Arm
+from lrscale.parallel.lockstep import ALONE, Lockstep
 from lrscale.records import RolloutGroup, Trace
 from lrscale.stages.lite_rows import LiteRow, lite_rows
 from lrscale.stages.parts import Parts
@@ -26,18 +27,21 @@ class RefreshBuffer:
     """The right traces of the current epoch, in a file of the run directory.
 
     A checkpoint records the file's size, as it does for metrics.jsonl: going on from it cuts the file back.
+    The main rank has the file; `traces` hands its content to all.
     """
 
-    def __init__(self, folder: Path, arm: Arm, epoch: int, size_bytes: int) -> None:
-        self._folder = folder
-        self._arm = arm
+    def __init__(self, folder: Path, arm: Arm, epoch: int, size_bytes: int, *, lockstep: Lockstep = ALONE) -> None:
         self._path = folder / f"{arm}-refresh-{epoch + 1}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            if file.tell() < size_bytes:
-                raise StateDamagedError(f"{self._path} lost lines since its checkpoint was written; restore it")
-            file.truncate(size_bytes)
         self._size_bytes = size_bytes
+        self._lockstep = lockstep
+        lockstep.on_main(self._open)
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            if file.tell() < self._size_bytes:
+                raise StateDamagedError(f"{self._path} lost lines since its checkpoint was written; restore it")
+            file.truncate(self._size_bytes)
 
     @property
     def size_bytes(self) -> int:
@@ -46,14 +50,17 @@ class RefreshBuffer:
     def add(self, groups_P: Sequence[RolloutGroup]) -> None:
         """Keep the samples with a positive reward; on the disk before a checkpoint counts on them."""
         content = json_lines(map(trace_to_json, kept_traces(groups_P)))
+        self._lockstep.on_main(lambda: self._append(content))
+        self._size_bytes += len(content)
+
+    def _append(self, content: bytes) -> None:
         with self._path.open("ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        self._size_bytes += len(content)
 
     def traces(self) -> list[Trace]:
-        return [trace_from_json(entry) for entry in read_json_lines(self._path)]
+        return [trace_from_json(entry) for entry in self._lockstep.on_main(lambda: read_json_lines(self._path))]
 
 
 def refreshes(parts: Parts, arm: Arm) -> bool:

@@ -90,8 +90,10 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
     first = state.get("step", 0)
     buffer = None
     if refreshes(parts, arm):
-        buffer = RefreshBuffer(parts.run_dir / "rollouts", arm, totals.refreshes, state.get("refresh_bytes", 0))
-    timer = phase_timer(parts.policy, "rollout", "score", "update", "refresh")
+        size = state.get("refresh_bytes", 0)
+        buffer = refresh_buffer(parts, arm, totals.refreshes, size)
+    lockstep = parts.engine.lockstep
+    timer = phase_timer(parts.policy, "rollout", "score", "update", "refresh", "publish")
     told = False
     parts.rollouts.load_weights(parts.engine.full_parameters(), version=first)
     with parts.log.progress(f"RL {arm}", config.steps, done=first) as progress:
@@ -102,13 +104,14 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
             look_closer(parts, arm, step, groups_P, advantages_PG)
             rows = scored_rows(groups_P, advantages_PG)
             rate = learning_rate_at(config.schedule, peak=config.learning_rate, step=step - 1, total_steps=config.steps)
-            with timer.phase("update"):
+            with timer.phase("update"), lockstep.phase("update", step=step):
                 result = update_policy(
                     parts.engine, rows, settings(parts, arm), step=step, learning_rate=rate, reference=run.reference
                 )
-            parts.rollouts.load_weights(parts.engine.full_parameters(), version=step)
-            with timer.phase("refresh"):
+            with timer.phase("refresh"), lockstep.phase("refresh", step=step):
                 buffer = refresh_after(run, step, groups_P, buffer, totals)
+            with timer.phase("publish"), lockstep.phase("publish", step=step):
+                parts.rollouts.load_weights(parts.engine.full_parameters(), version=step)
             totals.count(rows)
             metrics = {"stage": STAGE, "arm": arm, "step": step, **describe(parts, groups_P, rewards_PG, valid_PG)}
             told = warn_about_scale(metrics["latent_scale"], f"RL {arm}, step {step}", told=told)
@@ -155,7 +158,12 @@ def refresh_after(
         return buffer
     totals.refreshes += 1
     refresh_projector(run.parts, run.arm, buffer.traces(), run.heldout, number=totals.refreshes, step=step)
-    return RefreshBuffer(run.parts.run_dir / "rollouts", run.arm, totals.refreshes, 0)
+    return refresh_buffer(run.parts, run.arm, totals.refreshes, 0)
+
+
+def refresh_buffer(parts: Parts, arm: Arm, epoch: int, size_bytes: int) -> RefreshBuffer:
+    folder = parts.run_dir / "rollouts"
+    return RefreshBuffer(folder, arm, epoch, size_bytes, lockstep=parts.engine.lockstep)
 
 
 def rewards(groups_P: Sequence[RolloutGroup]) -> tuple[Tensor, Tensor]:
@@ -203,7 +211,10 @@ def look_closer(parts: Parts, arm: Arm, step: int, groups_P: Sequence[RolloutGro
             parts.log.record({"stage": "audit", "arm": arm, "step": step, **drift})
     if config.save_rollouts_every and step % config.save_rollouts_every == 0:
         path = parts.run_dir / "rollouts" / f"{arm}-step-{step}.jsonl"
-        save_groups(path, groups_P, parts.policy, about={"arm": arm, "step": step}, advantages_PG=advantages_PG)
+        about = {"arm": arm, "step": step}
+        parts.engine.lockstep.on_main(
+            lambda: save_groups(path, groups_P, parts.policy, about=about, advantages_PG=advantages_PG)
+        )
 
 
 def settings(parts: Parts, arm: Arm) -> UpdateSettings:

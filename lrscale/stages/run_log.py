@@ -58,18 +58,21 @@ class Display:
 class RunLog(Display):
     """The one place that writes metrics.jsonl, with the run's display."""
 
-    def __init__(self, metrics: MetricsLog, trackers: Trackers | None = None, *, show: bool = True) -> None:
+    def __init__(self, metrics: MetricsLog | None, trackers: Trackers | None = None, *, show: bool = True) -> None:
+        """`metrics` is None on ranks other than the main one, which leave the writing to it."""
         super().__init__(show=show)
         self.metrics = metrics
         self._trackers = trackers
 
     def record(self, metrics: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl and hand its numbers to the trackers."""
-        self.metrics.append(metrics)
+        if self.metrics is not None:
+            self.metrics.append(metrics)
         if self._trackers is not None:
             self._trackers.log(metrics, step=metrics["step"])
 
     def close(self) -> None:
-        self.metrics.close()
+        if self.metrics is not None:
+            self.metrics.close()
         if self._trackers is not None:
             self._trackers.close()

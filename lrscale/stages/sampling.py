@@ -9,10 +9,13 @@ import torch
 
 from lrscale.config.stages import Arm
 from lrscale.latent import LatentMode, LatentPolicy
+from lrscale.parallel.lockstep import ALONE, Lockstep
+from lrscale.parallel.ranks import Ranks
 from lrscale.records import Prompt, Rollout, RolloutGroup, Score, ScoreFailed
 from lrscale.report.timing import PhaseTimer
 from lrscale.reward.scorer import Scorer, check_failures
 from lrscale.rollout.engine import RolloutEngine, SamplingPlan
+from lrscale.stages.exchange import Sample, exchange
 from lrscale.stages.prompts import PromptBook
 from lrscale.stages.run_log import Display
 
@@ -38,6 +41,11 @@ ARMS: dict[Arm, ArmKind] = {
 }
 
 
+def share(total: int, ranks: Ranks) -> range:
+    """The samples that this rank takes: a stretch, so that a prompt is prefilled once for most of its group."""
+    return range(total * ranks.rank // ranks.world_size, total * (ranks.rank + 1) // ranks.world_size)
+
+
 class NonFiniteSampleError(RuntimeError):
     """A rollout holds a number that is not finite: the policy or the projector has diverged."""
 
@@ -51,6 +59,7 @@ class Sampler:
     book: PromptBook
     policy: LatentPolicy
     display: Display
+    lockstep: Lockstep = ALONE
 
     def groups(
         self,
@@ -63,38 +72,42 @@ class Sampler:
     ) -> list[RolloutGroup]:
         """`group_size` samples of every prompt, in the order of the prompts, scored; `label` names the progress bar.
 
+        Each rank samples and scores its share; all of them get all groups.
+
         Raises:
             RewardBudgetError: more scores failed than the recipe allows.
             NonFiniteSampleError: a latent or a log-probability is not finite.
         """
-        ids = [self.book.ids(prompt) for prompt in prompts for _ in range(group_size)]
+        total = len(prompts) * group_size
+        mine = share(total, self.lockstep.ranks)
+        ids = [self.book.ids(prompts[index // group_size]) for index in mine]
         found: dict[int, Rollout] = {}
-        with self.display.progress(label, len(ids), unit="samples") as progress:
+        with self.lockstep.phase(label), self.display.progress(label, len(ids), unit="samples") as progress:
             with timer.phase("rollout"):
-                stream = iter(self.rollouts.generate(ids, plan))
+                stream = iter(self.rollouts.generate(ids, plan, row_keys=mine))
             # Handed in one by one, so that a scorer may work while others decode; one in this process makes them wait.
             while True:
                 with timer.phase("rollout"):
-                    index, rollout = next(stream, (-1, None))
+                    place, rollout = next(stream, (-1, None))
                 if rollout is None:
                     break
+                index = mine[place]
                 prompt = prompts[index // group_size]
-                _refuse_non_finite(rollout, prompt, index % group_size)
                 found[index] = rollout
                 with timer.phase("score"):
                     self.scorer.submit(index, prompt, rollout, self.text(rollout))
                 progress.advance()
-        with timer.phase("score"):
+        with timer.phase("score"), self.lockstep.phase("score"):
             scores = self.scorer.drain()
-        check_failures(scores.values(), self.scorer.max_failed_share)
-        return [
-            RolloutGroup(
-                prompt=prompt,
-                rollouts=tuple(found[first + sample] for sample in range(group_size)),
-                scores=tuple(scores[first + sample] for sample in range(group_size)),
-            )
-            for first, prompt in zip(range(0, len(ids), group_size), prompts, strict=True)
-        ]
+            samples = exchange(self.lockstep, {index: Sample(found[index], scores[index]) for index in mine})
+        check_failures([samples[index].score for index in range(total)], self.scorer.max_failed_share)
+        groups = []
+        for first, prompt in zip(range(0, total, group_size), prompts, strict=True):
+            group = [samples[first + sample] for sample in range(group_size)]
+            for number, sample in enumerate(group):
+                _refuse_non_finite(sample.rollout, prompt, number)
+            groups.append(RolloutGroup(prompt, tuple(s.rollout for s in group), tuple(s.score for s in group)))
+        return groups
 
     def text(self, rollout: Rollout) -> str:
         """The completion as text, markers included, special tokens left out."""

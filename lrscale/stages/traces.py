@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lrscale.parallel.lockstep import Lockstep
 from lrscale.records import Prompt, RolloutGroup, Score, Trace
 from lrscale.report.timing import PhaseTimer
 from lrscale.rollout.engine import SamplingPlan
@@ -30,21 +31,25 @@ def collect_traces(parts: Parts) -> None:
     chosen = chosen_prompts(parts)
     size = config.prompts_per_batch
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-    parts.log.metrics.truncate(0)
+    lockstep = parts.engine.lockstep
+    if parts.log.metrics is not None:
+        parts.log.metrics.truncate(0)
     total: dict[str, Any] = {}
-    done = sum(len(batch) for index, batch in enumerate(batches) if part_path(parts.run_dir, index).is_file())
+    there = set(lockstep.on_main(lambda: [i for i in range(len(batches)) if part_path(parts.run_dir, i).is_file()]))
+    done = sum(len(batches[index]) for index in there)
     timer = phase_timer(parts.policy, "rollout", "score")
     with parts.log.progress(STAGE, len(chosen), unit="prompts", done=done) as progress:
         for index, batch in enumerate(batches):
             path = part_path(parts.run_dir, index)
-            if path.is_file():
-                total = read_json_lines(path)[0]["metrics"]
+            if index in there:
+                total = lockstep.on_main(lambda path=path: read_json_lines(path)[0]["metrics"])
                 parts.log.record(total)
                 continue
             groups = sample_batch(parts, batch, index, timer)
             total = add_up(total, groups, step=index + 1, seconds=timer.take())
             traces = kept_traces(groups)
-            write_whole(path, json_lines([{"metrics": total}, *map(trace_to_json, traces)]))
+            content = json_lines([{"metrics": total}, *map(trace_to_json, traces)])
+            lockstep.on_main(lambda path=path, content=content: write_whole(path, content))
             parts.log.record(total)
             progress.advance(len(batch), note=f"accuracy {total['accuracy']:.3f}")
     parts.log.say(
@@ -106,12 +111,17 @@ def add_up(
     }
 
 
-def read_traces(run_dir: Path) -> list[Trace]:
+def read_traces(run_dir: Path, lockstep: Lockstep) -> list[Trace]:
     """All kept traces in the order of their prompts; ValueError where the stage has not run."""
-    paths = sorted((run_dir / STAGE).glob("part-*.jsonl"))
-    if not paths:
+
+    def entries() -> list[dict[str, Any]]:
+        paths = sorted((run_dir / STAGE).glob("part-*.jsonl"))
+        return [entry for path in paths for entry in ({}, *read_json_lines(path)[1:])]
+
+    found = lockstep.on_main(entries)
+    if not found:
         raise ValueError(f"{run_dir / STAGE} holds no traces: run the stage `traces` first (stages.run)")
-    return [trace_from_json(entry) for path in paths for entry in read_json_lines(path)[1:]]
+    return [trace_from_json(entry) for entry in found if entry]
 
 
 def part_path(run_dir: Path, index: int) -> Path:

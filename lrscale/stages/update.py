@@ -2,6 +2,8 @@
 
     groups, advantages -> rows -> minibatches (one optimizer step each) -> micro-batches -> replay -> clipped loss
 
+Every rank holds all rows and works on its micro-batches of them, as many as the others.
+
 Recorded latents are replayed as constants (method, section 5). Rows without a gradient (advantage 0 and
 no KL term) are not run through the model; their tokens still count in the normaliser, so leaving them out
 changes nothing but the time.
@@ -10,18 +12,20 @@ changes nothing but the time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from lrscale.config.stages import RlConfig
 from lrscale.latent import LatentMode, LatentPolicy
 from lrscale.objective import PolicyLoss, PolicyObjective, PolicyStats, loss_normaliser, policy_loss
 from lrscale.parallel.engine import Engine, NonFiniteError
+from lrscale.parallel.lockstep import Lockstep
 from lrscale.records import Rollout, RolloutGroup, Score, TrainBatch
-from lrscale.stages.batching import micro_batches, padded
+from lrscale.stages.batching import padded, rounds
 from lrscale.stages.randomness import shuffled
 
 
@@ -96,7 +100,7 @@ def update_policy(
     """
     config = settings.rl
     live = [index for index, row in enumerate(rows) if has_gradient(row, config)]
-    rows = _with_fixed_logprobs(engine.policy, rows, live, settings, reference)
+    rows = _with_fixed_logprobs(engine, rows, live, settings, reference)
     objective = PolicyObjective.from_config(config)
     losses: list[float] = []
     norms: list[float] = []
@@ -176,25 +180,36 @@ def _accumulate(
 ) -> tuple[float, PolicyStats | None]:
     """Gradients of one optimizer step, within `engine.training`. The normaliser counts every row of the part, skipped ones too."""
     config = settings.rl
-    counts = torch.tensor(
-        [sum(len(row.rollout.completion_ids) for row in part), len(part)], dtype=torch.float64, device=engine.device
-    )
-    tokens, sequences = engine.sum_over_ranks(counts).tolist()
     normaliser = loss_normaliser(
         config.advantage,
-        action_tokens=tokens,
-        sequences=int(sequences),
+        action_tokens=sum(len(row.rollout.completion_ids) for row in part),
+        sequences=len(part),
         max_new_tokens=settings.max_new_tokens,
     )
     live = [row for row in part if has_gradient(row, config)]
-    summed, stats = torch.zeros((), dtype=torch.float64), None
-    for indices in micro_batches([row.positions for row in live], settings.micro_batch_tokens):
-        rows = [live[index] for index in indices]
+    summed, stats = torch.zeros((), dtype=torch.float64), PolicyStats.zero(engine.device)
+    todo = rounds([row.positions for row in live], settings.micro_batch_tokens, engine.ranks.world_size)
+    for number, of_ranks in enumerate(todo, start=1):
+        rows = [live[index] for index in of_ranks[engine.ranks.rank]] or [_padding(part[0])]
         result = _loss_of(engine, rows, objective, settings, normaliser, step)
         summed += result.loss.detach().double().cpu()
-        stats = result.stats if stats is None else stats + result.stats
-        engine.backward(result.loss)
-    return float(summed), stats
+        stats += result.stats
+        engine.backward(result.loss, last=number == len(todo))
+    if not todo:
+        return 0.0, None
+    return float(engine.sum_over_ranks(summed)), _over_ranks(stats, engine.lockstep)
+
+
+def _over_ranks(stats: PolicyStats, lockstep: Lockstep) -> PolicyStats:
+    """The sums of all ranks' micro-batches."""
+    parts = lockstep.gather_json({name: float(value) for name, value in asdict(stats).items()})
+    return sum(
+        (
+            PolicyStats(**{name: torch.tensor(value, dtype=torch.float64) for name, value in part.items()})
+            for part in parts
+        ),
+        start=PolicyStats.zero(torch.device("cpu")),
+    )
 
 
 def _loss_of(
@@ -215,18 +230,33 @@ def _loss_of(
         recomputed_BT=_optional_columns(rows, [row.old_T for row in rows], batch),
         reference_BT=_optional_columns(rows, [row.reference_T for row in rows], batch),
     )
+    words = None
     if not bool(torch.isfinite(result.loss)):
         bad = [row for row, sums in zip(rows, logprobs_BT.sum(1), strict=True) if not bool(sums.isfinite())]
-        raise NonFiniteError(
+        words = (
             f"RL step {step}: loss is {float(result.loss.detach())}; samples {_some(bad or rows)}. "
-            "No weight of this update was changed; lower the learning rate or max_grad_norm"
+            "Lower the learning rate or max_grad_norm"
         )
+    engine.refuse(words)
     return result
+
+
+def _padding(like: Row) -> Row:
+    """A row without a loss, for a rank that has no row of its own in a round."""
+    rollout = replace(
+        like.rollout,
+        prompt_ids=like.rollout.prompt_ids[:1],
+        completion_ids=(),
+        logprobs_T=like.rollout.logprobs_T[:0],
+        latent_spans=(),
+        latents_LH=like.rollout.latents_LH[:0],
+    )
+    return Row("padding", rollout, 0.0, like.rollout.logprobs_T[:0], like.rollout.logprobs_T[:0])
 
 
 @torch.no_grad()
 def _with_fixed_logprobs(
-    policy: LatentPolicy,
+    engine: Engine,
     rows: Sequence[Row],
     live: Sequence[int],
     settings: UpdateSettings,
@@ -235,24 +265,30 @@ def _with_fixed_logprobs(
     """Rows with the log-probs that stay fixed during the update: recomputed old ones, the reference's."""
     done = list(rows)
     if settings.rl.importance.old_logprobs == "recomputed":
-        for index, values_T in _fixed_logprobs(policy, rows, live, settings):
+        for index, values_T in _fixed_logprobs(engine.policy, engine.lockstep, rows, live, settings):
             done[index] = replace(done[index], old_T=values_T)
     if reference is not None:
-        for index, values_T in _fixed_logprobs(reference, rows, live, settings):
+        for index, values_T in _fixed_logprobs(reference, engine.lockstep, rows, live, settings):
             done[index] = replace(done[index], reference_T=values_T)
     return done
 
 
 def _fixed_logprobs(
-    policy: LatentPolicy, rows: Sequence[Row], live: Sequence[int], settings: UpdateSettings
+    policy: LatentPolicy, lockstep: Lockstep, rows: Sequence[Row], live: Sequence[int], settings: UpdateSettings
 ) -> Iterable[tuple[int, Tensor]]:
-    for indices in micro_batches([rows[index].positions for index in live], settings.micro_batch_tokens):
-        chosen = [live[index] for index in indices]
-        batch = pack([rows[index] for index in chosen], policy.device)
+    """[T] log-probs of each live row's completion, worked out by one rank and told to all."""
+    mine: dict[str, Tensor] = {}
+    ranks = lockstep.ranks
+    for of_ranks in rounds([rows[index].positions for index in live], settings.micro_batch_tokens, ranks.world_size):
+        chosen = [live[index] for index in of_ranks[ranks.rank]]
+        batch = pack([rows[index] for index in chosen] or [_padding(rows[0])], policy.device)
         logprobs_BT = replay_logprobs(policy, batch, settings)
-        for index, values_T in zip(chosen, logprobs_BT, strict=True):
+        for index, values_T in zip(chosen, logprobs_BT, strict=False):
             start = len(rows[index].rollout.prompt_ids)
-            yield index, values_T[start : start + len(rows[index].rollout.completion_ids)].cpu()
+            mine[str(index)] = values_T[start : start + len(rows[index].rollout.completion_ids)].cpu().contiguous()
+    for part in lockstep.gather(save(mine)):
+        for index, values_T in load(part).items():
+            yield int(index), values_T
 
 
 def _optional_columns(rows: Sequence[Row], values: Sequence[Tensor | None], batch: TrainBatch) -> Tensor | None:

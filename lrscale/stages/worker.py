@@ -33,6 +33,7 @@ from lrscale.config.load import read_recipe
 from lrscale.config.recipe import Recipe
 from lrscale.parallel.checkpoint import CheckpointError, DamagedCheckpointWarning
 from lrscale.parallel.engine import NonFiniteError
+from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.ranks import Ranks
 from lrscale.report.metrics import MetricsDamaged
 from lrscale.report.table import print_summary
@@ -127,7 +128,7 @@ def guarded_run(run_dir: Path, folder: Path) -> tuple[int, str]:
 def run(run_dir: Path) -> None:
     """Build the parts, run the stages, report."""
     recipe = read_recipe(run_dir / "recipe.json")
-    parts = build_parts(recipe, run_dir)
+    parts = build_parts(recipe, run_dir, Lockstep(Ranks.from_environment()))
     try:
         run_stages(parts)
     finally:

@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from lrscale.config.cluster import ParallelConfig
 from lrscale.config.optimisation import OptimisationConfig
-from lrscale.parallel.build import build_engine
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.single import SingleEngine
@@ -174,7 +172,7 @@ def test_non_finite_stops_before_anything_moves():
     moments = {name: t.clone() for name, t in engine.state_tensors()["optimizer-base"].items()}
     with engine.training("base"), pytest.raises(NonFiniteError, match="loss is nan"):
         engine.backward(engine.policy.loss(1) * math.nan)
-    with engine.training("base"), pytest.raises(NonFiniteError, match=r"base, rank 0.*mlp.weight.*no weight"):
+    with engine.training("base"), pytest.raises(NonFiniteError, match=r"base.*mlp.weight.*no weight"):
         engine.backward(engine.policy.loss(1))
         engine.policy.model.mlp.weight.grad[0, 0] = math.inf
         engine.step("base", learning_rate=1.0, max_grad_norm=1.0)
@@ -200,12 +198,6 @@ def test_step_without_gradients_moves_nothing():
     before = weights(engine)
     assert engine.step("base", learning_rate=1.0, max_grad_norm=1.0) == 0.0
     assert same(weights(engine), before)
-
-
-@pytest.mark.parametrize("kind", ["zero3", "fsdp2"])
-def test_later_engines_say_so(kind):
-    with pytest.raises(ValueError, match=r"later release.*parallel.kind: single"):
-        build_engine(SmallPolicy(), parallel=ParallelConfig(kind=kind), optimisation=OptimisationConfig())
 
 
 def test_one_of_several_processes_is_refused():

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lrscale.config.cluster import ParallelConfig
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.objective import PolicyObjective, after_first_marker_mask, policy_loss, projector_loss
-from lrscale.parallel.build import build_engine
 from lrscale.parallel.checkpoint import CheckpointStore
+from lrscale.parallel.ranks import Ranks
+from lrscale.parallel.single import SingleEngine
 from lrscale.records import TrainBatch
 from tests.unit.latent.tiny_models import live_policy, padded, random_rows
 from tests.unit.parallel.stand_in import same, weights
@@ -19,7 +19,7 @@ def one_thread():
 
 
 def engine_for(dtype):
-    return build_engine(live_policy(dtype=dtype), parallel=ParallelConfig(threads=1), optimisation=OptimisationConfig())
+    return SingleEngine(live_policy(dtype=dtype), OptimisationConfig(), ranks=Ranks())
 
 
 def rows(policy):

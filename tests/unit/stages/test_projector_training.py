@@ -94,13 +94,13 @@ def test_oracle_latents_are_mean_embeddings_of_the_replaced_sentence(policy):
     row = _rows(policy, replace_ratios=(0.25,))[0]
     embedding = policy.model.get_input_embeddings().weight
     sentence, steps = row.replaced[0], row.spans[0].steps
-    oracle_LH = oracle_latents(policy, row)
+    (oracle_LH,) = oracle_latents(policy, [row])
     assert oracle_LH.shape == (steps, embedding.shape[1])
     first = pieces(len(sentence), steps)[0]
     assert torch.allclose(oracle_LH[0], embedding[list(sentence[slice(*first)])].mean(0))
-    inputs_NH, targets_NH, names = collect_pairs(policy, [row], 10_000)
+    inputs_NH, targets_NH, place, names = collect_pairs(policy, [row], 10_000)
     assert inputs_NH.shape == targets_NH.shape and torch.equal(targets_NH, oracle_LH)
-    assert names == [row.prompt_id] * steps
+    assert names == [row.prompt_id] * steps and place == {index: index for index in range(steps)}
 
 
 def test_heldout_losses_are_those_of_the_rows_tokens(policy):

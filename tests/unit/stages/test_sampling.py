@@ -39,15 +39,19 @@ class Letters:
 class LastFirst(LocalRollouts):
     """Hands rollouts over in the opposite order, as an engine that finishes them in any order may."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], plan: SamplingPlan) -> Iterator[tuple[int, Rollout]]:
-        yield from reversed(list(super().generate(prompts, plan)))
+    def generate(
+        self, prompts: Sequence[Sequence[int]], plan: SamplingPlan, **options
+    ) -> Iterator[tuple[int, Rollout]]:
+        yield from reversed(list(super().generate(prompts, plan, **options)))
 
 
 class Diverged(LocalRollouts):
     """The third rollout holds a latent that is not a number."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], plan: SamplingPlan) -> Iterator[tuple[int, Rollout]]:
-        for index, rollout in super().generate(prompts, plan):
+    def generate(
+        self, prompts: Sequence[Sequence[int]], plan: SamplingPlan, **options
+    ) -> Iterator[tuple[int, Rollout]]:
+        for index, rollout in super().generate(prompts, plan, **options):
             broken = torch.full((1, 32), float("nan"))
             yield index, replace(rollout, latents_LH=broken) if index == 2 else rollout
 

@@ -94,7 +94,7 @@ def test_traces_without_a_right_answer_say_so(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_bug_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    def broken(recipe: Recipe, run_dir: Path) -> None:
+    def broken(recipe: Recipe, run_dir: Path, lockstep: object) -> None:
         raise AttributeError("no such thing")
 
     monkeypatch.setattr(worker, "build_parts", broken)
@@ -126,7 +126,7 @@ def test_the_advice_fits_the_error(
 ):
     """Resuming is exact: to launch again after a NaN meets the same NaN. A lost file is no bad recipe."""
 
-    def failing(recipe: Recipe, run_dir: Path) -> None:
+    def failing(recipe: Recipe, run_dir: Path, lockstep: object) -> None:
         raise error
 
     monkeypatch.setattr(worker, "build_parts", failing)

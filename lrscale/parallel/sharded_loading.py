@@ -1,0 +1,174 @@
+"""A policy that is partitioned from its first parameter on (ZeRO-3): no rank ever holds, or reads, the whole model.
+
+    config -> model inside zero.Init (every parameter partitioned as it is made)
+           -> each rank reads its own flat range of every tensor from the safetensors files
+           -> projector: a block at a time, cloned from the gathered last MLP or read from the checkpoint
+
+transformers' own loading under ZeRO-3 reads all files into the memory of every rank (eight 70B models a node);
+here the files are read once in all, a part by each rank.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
+
+from lrscale.config.model import ModelConfig, ProjectorConfig
+from lrscale.latent import LatentPolicy, ReasoningProjector
+from lrscale.latent.backbone import Backbone
+from lrscale.latent.hf_layout import PROJECTOR_PREFIX, ProjectorFields, dtype_of, weight_files
+from lrscale.parallel.shards import HubTensors
+
+
+def load_sharded(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelConfig,
+    projector: ProjectorConfig,
+    *,
+    ds_config: dict[str, Any],
+    device: torch.device,
+) -> LatentPolicy:
+    """The policy of a recipe, partitioned over all ranks; `torch.distributed` is initialised.
+
+    Raises:
+        ValueError: tensors that the model needs are missing or of another shape, the files are no safetensors,
+            or an option does not go with ZeRO-3.
+    """
+    if model.add_marker_tokens:
+        raise ValueError(
+            "model.add_marker_tokens does not go with parallel.kind zero3: add them once in one process "
+            "(LatentPolicy.from_pretrained(path, add_marker_tokens=True).save_pretrained(folder)) and train from there"
+        )
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    tensors = HubTensors(weight_files(source))
+    base = _partitioned_model(config, model, ds_config, device)
+    _read_partitions(base, tensors, base_prefix=base.base_model_prefix)
+    base.tie_weights()
+    base.generation_config = _generation_config(source, config)
+    blocks = _projector(base, config, projector, tensors, ds_config, device)
+    policy = LatentPolicy(base, tokenizer, blocks, max_latent_steps=projector.max_latent_steps)
+    _check_partitioned(policy)
+    return policy
+
+
+def _partitioned_model(
+    config: PreTrainedConfig, model: ModelConfig, ds_config: dict[str, Any], device: torch.device
+) -> PreTrainedModel:
+    dtype = dtype_of(model.dtype)
+    with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype), no_init_weights():
+        base = AutoModelForCausalLM.from_config(
+            config, attn_implementation=model.attention, dtype=dtype, trust_remote_code=False
+        )
+    for module in base.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return base
+
+
+def _read_partitions(base: PreTrainedModel, tensors: HubTensors, *, base_prefix: str) -> None:
+    """Fill every parameter's partition; names are the model's own, with or without the base model's prefix."""
+    names = set(tensors.names())
+    tied = set(base.all_tied_weights_keys) if base.config.get_text_config().tie_word_embeddings else set()
+    lacking = []
+    for name, parameter in base.named_parameters():
+        stored = name if name in names else name.removeprefix(f"{base_prefix}.")
+        if stored not in names:
+            if name not in tied:
+                lacking.append(name)
+        elif tuple(tensors.shape(stored)) != tuple(parameter.ds_shape):
+            lacking.append(f"{name} ({list(tensors.shape(stored))}, needed {list(parameter.ds_shape)})")
+        else:
+            fill_partition(parameter, tensors, stored)
+    if lacking:
+        raise ValueError(
+            f"the checkpoint lacks {len(lacking)} tensors that {type(base).__name__} needs, or holds them in another "
+            f"shape: {', '.join(lacking[:3])}. It is damaged or belongs to another config.json; if it was saved in "
+            "another layout, load it once with transformers and save it again"
+        )
+
+
+def fill_partition(parameter: nn.Parameter, tensors: HubTensors, name: str) -> None:
+    """Read this rank's flat range of a tensor into the parameter's partition."""
+    start, stop = partition_range(parameter)
+    if stop > start:
+        parameter.ds_tensor.data[: stop - start].copy_(tensors.read(name, start, stop))
+
+
+def partition_range(parameter: nn.Parameter) -> tuple[int, int]:
+    """[start, stop) of the flattened tensor that this rank holds; the rest of its partition is padding."""
+    size = parameter.ds_tensor.ds_numel
+    start = min(size * torch.distributed.get_rank(parameter.ds_process_group), parameter.ds_numel)
+    return start, min(start + size, parameter.ds_numel)
+
+
+def _generation_config(source: str, config: PreTrainedConfig) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(source)
+    except OSError:  # a model need not have one
+        return GenerationConfig.from_model_config(config)
+
+
+def _projector(
+    base: PreTrainedModel,
+    config: PreTrainedConfig,
+    projector: ProjectorConfig,
+    tensors: HubTensors,
+    ds_config: dict[str, Any],
+    device: torch.device,
+) -> ReasoningProjector:
+    """Blocks of the last MLP's architecture, each filled and partitioned before the next one is made."""
+    backbone = Backbone(base)
+    mlp = backbone.last_mlp()
+    trained = ProjectorFields.read(config) is not None
+    blocks: list[nn.Module] = []
+    with torch.device("meta"):
+        empty_mlp = Backbone(AutoModelForCausalLM.from_config(config, trust_remote_code=False)).last_mlp()
+    for index in range(projector.layers):
+        block = copy.deepcopy(empty_mlp).to(backbone.dtype).to_empty(device=device)
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(list(mlp.parameters())):
+            for name, parameter in block.named_parameters():
+                stored = f"{PROJECTOR_PREFIX}{index}.{name}"
+                whole = _whole(tensors, stored) if trained else mlp.get_parameter(name)
+                parameter.copy_(whole)
+        deepspeed.zero.Init(module=block, config_dict_or_path=ds_config, dtype=backbone.dtype)
+        blocks.append(block)
+    gain_H = None
+    if projector.kind == "normalised":
+        gain_H = torch.empty(backbone.hidden_size, dtype=backbone.dtype, device=device)
+        gain_H.copy_(_whole(tensors, f"{PROJECTOR_PREFIX}gain")) if trained else gain_H.fill_(_embedding_rms(backbone))
+    made = ReasoningProjector(blocks, kind=projector.kind, gain_H=gain_H)
+    deepspeed.zero.Init(module=made, config_dict_or_path=ds_config, dtype=backbone.dtype)
+    return made
+
+
+def _whole(tensors: HubTensors, name: str) -> Tensor:
+    shape = tuple(tensors.shape(name))
+    return tensors.read(name, 0, torch.Size(shape).numel()).reshape(shape)
+
+
+def _embedding_rms(backbone: Backbone) -> float:
+    with deepspeed.zero.GatheredParameters(list(backbone.model.get_input_embeddings().parameters())):
+        return backbone.embedding_rms()
+
+
+def _check_partitioned(policy: LatentPolicy) -> None:
+    whole = [name for name, parameter in policy.named_parameters() if not hasattr(parameter, "ds_tensor")]
+    if whole:
+        raise ValueError(
+            f"{len(whole)} parameters were not partitioned by ZeRO-3, {whole[0]} for one: every rank would hold them "
+            "whole. This is a bug in lrscale, or a model that makes parameters outside of its modules"
+        )
