@@ -10,6 +10,7 @@ from lrscale.config.errors import Place
 from lrscale.config.recipe import Recipe
 from lrscale.config.rollout import FunctionRewardConfig, TaskRewardConfig
 from lrscale.config.schema import Key
+from lrscale.config.shipped import shipped_ds_configs
 from lrscale.config.task import FlawedStoriesConfig, JsonlConfig
 
 
@@ -87,11 +88,57 @@ def _minibatches(recipe: Recipe) -> Iterator[Conflict]:
         yield Conflict(("stages", "rl", "minibatches"), message, f"give at most {rows} (prompts_per_step x group_size)")
 
 
-def _one_process(recipe: Recipe) -> Iterator[Conflict]:
-    gpus = recipe.cluster.nodes * recipe.cluster.gpus_per_node
-    if recipe.parallel.kind == "single" and gpus > 1:
-        message = f"parallel.kind single is one process on one GPU, cluster.nodes x cluster.gpus_per_node is {gpus}"
-        yield Conflict(("parallel", "kind"), message, "leave cluster.nodes and cluster.gpus_per_node at 1")
+def _number_of_ranks(recipe: Recipe) -> Iterator[Conflict]:
+    parallel, cluster = recipe.parallel, recipe.cluster
+    if parallel.kind == "single" and recipe.world_size > 1:
+        message = (
+            f"parallel.kind single is one process on one device, but cluster.nodes is {cluster.nodes} with "
+            f"{recipe.ranks_per_node} ranks on each (parallel.ranks_per_node, else cluster.gpus_per_node)"
+        )
+        help_ = "leave all three at 1, or spread the run over them: parallel.kind=zero3"
+        yield Conflict(("parallel", "kind"), message, help_)
+    ranks, gpus = recipe.ranks_per_node, cluster.gpus_per_node
+    if ranks > gpus and (gpus > 1 or recipe.model.device == "cuda"):
+        message = f"parallel.ranks_per_node is {ranks}, more than cluster.gpus_per_node, which is {gpus}"
+        help_ = "a GPU takes one rank: leave ranks_per_node at null (one a GPU); more ranks need model.device: cpu"
+        yield Conflict(("parallel", "ranks_per_node"), message, help_)
+
+
+_ZERO3_ONLY = ("fp32_gradients", "offload_optimizer", "offload_parameters", "offload_between_phases", "ds_config")
+
+
+def _sharding(recipe: Recipe) -> Iterator[Conflict]:
+    """What only some kinds of sharding can do."""
+    parallel = recipe.parallel
+    if parallel.kind != "zero3":
+        for name in _ZERO3_ONLY:
+            value = getattr(parallel, name)
+            if value != type(parallel).model_fields[name].default:
+                shown = str(value).lower() if isinstance(value, bool) else value
+                message = f"parallel.{name} is {shown}, which needs parallel.kind zero3; it is {parallel.kind}"
+                yield Conflict(("parallel", name), message, "set parallel.kind: zero3, or leave the key out")
+    if parallel.kind == "single":
+        return
+    if recipe.model.dtype == "float64":
+        message = f"model.dtype float64 does not go with parallel.kind {parallel.kind}"
+        yield Conflict(("model", "dtype"), message, "give float32 or bfloat16, or parallel.kind: single")
+    if parallel.stall_limit_s > parallel.collective_timeout_s:
+        message = (
+            f"parallel.stall_limit_s is {parallel.stall_limit_s:g}, more than parallel.collective_timeout_s, which is "
+            f"{parallel.collective_timeout_s:g}: torch would end the run before anybody says which rank is missing"
+        )
+        yield Conflict(("parallel", "stall_limit_s"), message, f"give at most {parallel.collective_timeout_s:g}")
+
+
+def _ds_config(recipe: Recipe) -> Iterator[Conflict]:
+    name, known = recipe.parallel.ds_config, shipped_ds_configs()
+    if _is_path(name):
+        if not Path(name).is_file():
+            help_ = f"a relative path starts at the folder of its recipe; shipped: {', '.join(known)}"
+            yield Conflict(("parallel", "ds_config"), f"no such file: {name}", help_)
+    elif name not in known:
+        message = f"parallel.ds_config is {name!r}; allowed: {', '.join(known)}, or a path to a .json file"
+        yield Conflict(("parallel", "ds_config"), message, "")
 
 
 def _shuffling(recipe: Recipe) -> Iterator[Conflict]:
@@ -118,7 +165,9 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Conflict]], ...] = (
     _stages_to_run,
     _sampling_of_groups,
     _minibatches,
-    _one_process,
+    _number_of_ranks,
+    _sharding,
+    _ds_config,
     _shuffling,
 )
 
@@ -135,6 +184,14 @@ def files_of(values: Mapping[str, Any]) -> Iterator[tuple[Key, bool]]:
         section = values.get(key[0])
         if isinstance(section, Mapping) and isinstance(section.get(key[1]), str):
             yield key, needed
+    parallel = values.get("parallel")
+    if isinstance(parallel, Mapping) and _is_path(parallel.get("ds_config")):
+        yield ("parallel", "ds_config"), True
+
+
+def _is_path(name: Any) -> bool:
+    """Whether `parallel.ds_config` names a file and not one of those shipped."""
+    return isinstance(name, str) and (name.endswith(".json") or "/" in name)
 
 
 def absolute(text: str, place: Place, *, needed: bool) -> str:

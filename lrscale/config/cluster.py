@@ -1,4 +1,4 @@
-"""Where a run runs, how it is sharded, and what it reports to."""
+"""Where a run runs, and what it reports to."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ from pydantic import StringConstraints
 from lrscale.config.base import PositiveInt, Section
 
 TimeLimit = Annotated[str, StringConstraints(pattern=r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d\d?(:\d\d){0,2})$")]
-
-
-class ParallelConfig(Section):
-    """How policy and projector are spread over ranks."""
-
-    kind: Literal["single", "zero3", "fsdp2"] = "single"
-    threads: PositiveInt | None = None
-    """torch threads a process on CPU; null takes all cores."""
 
 
 class ClusterConfig(Section):

@@ -7,9 +7,10 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from lrscale.config.base import NonNegativeInt, Section
-from lrscale.config.cluster import ClusterConfig, ParallelConfig, ReportConfig
+from lrscale.config.cluster import ClusterConfig, ReportConfig
 from lrscale.config.model import ModelConfig, ProjectorConfig
 from lrscale.config.optimisation import OptimisationConfig
+from lrscale.config.parallel import CheckpointsConfig, ParallelConfig
 from lrscale.config.rollout import LocalRolloutConfig, RewardConfig, TaskRewardConfig
 from lrscale.config.stages import StagesConfig
 from lrscale.config.task import FlawedStoriesConfig, TaskConfig
@@ -32,4 +33,15 @@ class Recipe(Section):
     optimisation: OptimisationConfig = OptimisationConfig()
     parallel: ParallelConfig = ParallelConfig()
     cluster: ClusterConfig = ClusterConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     report: ReportConfig = ReportConfig()
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes on each node: as set, or one a GPU."""
+        return self.parallel.ranks_per_node or self.cluster.gpus_per_node
+
+    @property
+    def world_size(self) -> int:
+        """Processes altogether."""
+        return self.cluster.nodes * self.ranks_per_node

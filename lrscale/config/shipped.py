@@ -1,4 +1,4 @@
-"""The recipes that come with lrscale."""
+"""The recipes and DeepSpeed configurations that come with lrscale."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 def shipped_recipes() -> dict[str, Path]:
     """Names and files of the shipped recipes: in a wheel under lrscale/share/, in a checkout beside the package."""
-    folders = (_PACKAGE / "share" / "launchers", _PACKAGE.parent / "launchers")
-    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(_shared("launchers").glob("*.yaml"))}
+
+
+def shipped_ds_configs() -> dict[str, Path]:
+    """Names and files of the shipped DeepSpeed configurations, found as recipes are."""
+    return {path.stem: path for path in sorted(_shared("ds_configs").glob("*.json"))}
+
+
+def _shared(name: str) -> Path:
+    folders = (_PACKAGE / "share" / name, _PACKAGE.parent / name)
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def find_recipe(name: str | Path) -> Path:

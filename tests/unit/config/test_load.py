@@ -113,6 +113,9 @@ def test_wrong_values_are_answered_with_what_is_allowed(override: str, allowed: 
     assert problem.place.source == f"--set {override}"
 
 
+SHARDED = ["parallel.kind=zero3", "parallel.ranks_per_node=2"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -127,13 +130,40 @@ def test_wrong_values_are_answered_with_what_is_allowed(override: str, allowed: 
         (["stages.rl.minibatches=99999"], "sequences of a step"),
         (["stages.rl.arms=[shuffled_latent]", "rollout.batch_rows=1"], "decoded side by side"),
         (["stages.rl.arms=[shuffled_latent]", "stages.evaluate.prompts=1"], "decodes one sequence"),
-        (["cluster.nodes=2"], "cluster.nodes x cluster.gpus_per_node is 2"),
+        (["cluster.nodes=2"], "one process on one device, but cluster.nodes is 2"),
+        (["parallel.ranks_per_node=2"], "with 2 ranks on each"),
+        (["parallel.offload_optimizer=true"], "parallel.offload_optimizer is true, which needs parallel.kind zero3"),
+        (["parallel.ds_config=zero3_hpz"], "parallel.ds_config is zero3_hpz, which needs parallel.kind zero3"),
+        ([*SHARDED, "parallel.kind=fsdp2", "parallel.fp32_gradients=true"], "needs parallel.kind zero3; it is fsdp2"),
+        ([*SHARDED, "model.dtype=float64"], "float64 does not go with parallel.kind zero3"),
+        ([*SHARDED, "cluster.gpus_per_node=4", "parallel.ranks_per_node=8"], "more than cluster.gpus_per_node"),
+        ([*SHARDED, "model.device=cuda"], "parallel.ranks_per_node is 2, more than cluster.gpus_per_node, which is 1"),
+        ([*SHARDED, "parallel.stall_limit_s=9999"], "more than parallel.collective_timeout_s"),
+        ([*SHARDED, "parallel.ds_config=zero4"], "allowed: zero2, zero3, zero3_hpz, zero3_offload, or a path"),
+        ([*SHARDED, "parallel.ds_config=./mine.json"], "no such file: /"),
     ],
 )
 def test_keys_that_contradict_each_other(overrides: list[str], message: str) -> None:
     """Locks out runs that fail, or quietly do less, hours after the launch."""
     found = problems((), overrides)
     assert message in found[0].message
+
+
+def test_world_size_is_ranks_by_nodes() -> None:
+    """Locks out a CPU run on 2 ranks that counts GPUs, and a cluster run that starts one rank a node."""
+    assert load_recipe((), SHARDED).recipe.world_size == 2
+    large = load_recipe(["llama3-70b-8n8g"]).recipe
+    assert (large.ranks_per_node, large.world_size) == (8, 64)
+
+
+def test_a_ds_config_of_ones_own_is_found_beside_the_recipe(tmp_path: Path) -> None:
+    """Locks out a worker that looks for the file in its own folder, and a folder that hides a shipped name."""
+    write(tmp_path, "{}", "mine.json")
+    (tmp_path / "zero3").mkdir()
+    path = write(tmp_path, "parallel: {kind: zero3, ranks_per_node: 2, ds_config: mine.json}\n")
+    assert load_recipe([path]).recipe.parallel.ds_config == str(tmp_path / "mine.json")
+    path = write(tmp_path, "parallel: {kind: zero3, ranks_per_node: 2, ds_config: zero3}\n")
+    assert load_recipe([path]).recipe.parallel.ds_config == "zero3"
 
 
 def test_jsonl_needs_a_reward_function(tmp_path: Path) -> None:
@@ -205,6 +235,9 @@ OVERRIDES = st.fixed_dictionaries(
         "stages.traces.replace_ratios": st.lists(st.floats(0, 1, exclude_min=True), max_size=4),
         "stages.projector_sft.schedule": st.sampled_from(["{kind: constant}", "{warmup_share: 0.5}"]),
         "model.path": st.text("abc/äß\"' \\", max_size=8).map(lambda text: "'" + text.replace("'", "''") + "'"),
+        "parallel.stall_limit_s": st.floats(min_value=0, max_value=3600, exclude_min=True),
+        "parallel.check_order": st.sampled_from(["true", "false"]),
+        "checkpoints.keep_best": st.integers(0, 9),
         "cluster.partition": st.sampled_from(["null", '"a\'; echo foo"']),
     },
 )
