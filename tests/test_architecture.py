@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lrscale.config
 import lrscale.launch
+import lrscale.plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for folder in ("lrscale", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -26,7 +27,7 @@ def test_layers_hold() -> None:
 def control_plane() -> list[str]:
     found = [
         module.name
-        for package in (lrscale.config, lrscale.launch)
+        for package in (lrscale.config, lrscale.launch, lrscale.plan)
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
     ]
     return ["lrscale.cli", *found]
