@@ -33,9 +33,11 @@ def build_engine(recipe: Recipe, lockstep: Lockstep, ds_config: dict[str, Any] |
 
         policy = load_zero3(recipe, ds_config)
         return Zero3Engine(policy, recipe.optimisation, lockstep=lockstep, ds_config=_needed(ds_config))
-    from lrscale.parallel.fsdp2 import Fsdp2Engine
+    from lrscale.parallel.fsdp2 import Fsdp2Engine, shard_policy
 
-    return Fsdp2Engine(load_policy(recipe.model, recipe.projector), recipe.optimisation, lockstep=lockstep)
+    policy = load_policy(recipe.model, recipe.projector)
+    shard_policy(policy)
+    return Fsdp2Engine(policy, recipe.optimisation, lockstep=lockstep)
 
 
 def load_zero3(recipe: Recipe, ds_config: dict[str, Any] | None) -> LatentPolicy:

@@ -109,6 +109,13 @@ class Lockstep:
         """Where this rank is, for whoever asks which rank the others wait for."""
         yield
 
+    def refuse(self, words: str | None, error: type[Exception]) -> None:
+        """Raise `error` on every rank where any rank has `words` about something that must not go on."""
+        if not self.any(flag=words is not None):
+            return
+        found = [(rank, said) for rank, said in enumerate(self.gather_json(words)) if said is not None]
+        raise error("; ".join(said if self.alone else f"rank {rank}: {said}" for rank, said in found))
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         self.most(0)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.hooks import RemovableHandle
 
@@ -53,18 +54,29 @@ class GroupOptimizer:
         graded = {name: master for name, master in self.masters.items() if master.grad is not None}
         if not graded:
             return 0.0
-        norm = get_total_norm([master.grad for master in graded.values()])
+        total = get_total_norm([master.grad for master in graded.values()])
+        norm = total.full_tensor() if isinstance(total, DTensor) else total
         if not bool(torch.isfinite(norm)):
             culprit = _first_non_finite(graded)
             self.clear_gradients()
             raise NonFiniteError(f"gradient norm is {float(norm)}{culprit}; no weight was changed")
-        clip_grads_with_norm_(graded.values(), max_grad_norm, norm)
+        clip_grads_with_norm_(graded.values(), max_grad_norm, total)
         for settings in self.adamw.param_groups:
             settings["lr"] = learning_rate
         self.adamw.step()
         self._publish_masters()
         self.clear_gradients()
         return float(norm)
+
+    def collect_gradients(self) -> None:
+        """Move the gradients of narrow parameters on to their masters, for engines that set them without autograd
+        (FSDP2): no hook tells of those.
+        """
+        for name, parameter in self.parameters.items():
+            master, gradient = self.masters[name], parameter.grad
+            if master is not parameter and gradient is not None:
+                parameter.grad = None
+                master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
 
     def clear_gradients(self) -> None:
         for name, parameter in self.parameters.items():
@@ -140,6 +152,7 @@ def _hook_up(parameter: nn.Parameter, master: nn.Parameter) -> RemovableHandle:
 
 def _first_non_finite(graded: dict[str, nn.Parameter]) -> str:
     for name, master in graded.items():
-        if not bool(torch.isfinite(master.grad).all()):
+        finite = torch.isfinite(master.grad).all()
+        if not bool(finite.full_tensor() if isinstance(finite, DTensor) else finite):
             return f" (first in {name})"
     return " (each entry is finite: the sum of squares overflows)"

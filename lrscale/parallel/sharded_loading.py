@@ -15,6 +15,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero import DeepSpeedTensorOverride
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -30,7 +31,7 @@ from lrscale.config.model import ModelConfig, ProjectorConfig
 from lrscale.latent import LatentPolicy, ReasoningProjector
 from lrscale.latent.backbone import Backbone
 from lrscale.latent.hf_layout import PROJECTOR_PREFIX, ProjectorFields, dtype_of, weight_files
-from lrscale.parallel.shards import HubTensors
+from lrscale.parallel.shards import Tensors, WholeFiles
 
 
 def load_sharded(
@@ -54,7 +55,7 @@ def load_sharded(
             "(LatentPolicy.from_pretrained(path, add_marker_tokens=True).save_pretrained(folder)) and train from there"
         )
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    tensors = HubTensors(weight_files(source))
+    tensors = WholeFiles(weight_files(source))
     base = _partitioned_model(config, model, ds_config, device)
     _read_partitions(base, tensors, base_prefix=base.base_model_prefix)
     base.tie_weights()
@@ -69,7 +70,9 @@ def _partitioned_model(
     config: PreTrainedConfig, model: ModelConfig, ds_config: dict[str, Any], device: torch.device
 ) -> PreTrainedModel:
     dtype = dtype_of(model.dtype)
-    with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype), no_init_weights():
+    # The dtype is transformers' to set: zero.Init would narrow the rotary frequencies along with the weights.
+    sharding = deepspeed.zero.Init(config_dict_or_path=ds_config, tensor_overrides=[DeepSpeedTensorOverride.device])
+    with sharding, no_init_weights():
         base = AutoModelForCausalLM.from_config(
             config, attn_implementation=model.attention, dtype=dtype, trust_remote_code=False
         )
@@ -79,7 +82,7 @@ def _partitioned_model(
     return base
 
 
-def _read_partitions(base: PreTrainedModel, tensors: HubTensors, *, base_prefix: str) -> None:
+def _read_partitions(base: PreTrainedModel, tensors: Tensors, *, base_prefix: str) -> None:
     """Fill every parameter's partition; names are the model's own, with or without the base model's prefix."""
     names = set(tensors.names())
     tied = set(base.all_tied_weights_keys) if base.config.get_text_config().tie_word_embeddings else set()
@@ -101,7 +104,7 @@ def _read_partitions(base: PreTrainedModel, tensors: HubTensors, *, base_prefix:
         )
 
 
-def fill_partition(parameter: nn.Parameter, tensors: HubTensors, name: str) -> None:
+def fill_partition(parameter: nn.Parameter, tensors: Tensors, name: str) -> None:
     """Read this rank's flat range of a tensor into the parameter's partition."""
     start, stop = partition_range(parameter)
     if stop > start:
@@ -126,7 +129,7 @@ def _projector(
     base: PreTrainedModel,
     config: PreTrainedConfig,
     projector: ProjectorConfig,
-    tensors: HubTensors,
+    tensors: Tensors,
     ds_config: dict[str, Any],
     device: torch.device,
 ) -> ReasoningProjector:
@@ -144,18 +147,18 @@ def _projector(
                 stored = f"{PROJECTOR_PREFIX}{index}.{name}"
                 whole = _whole(tensors, stored) if trained else mlp.get_parameter(name)
                 parameter.copy_(whole)
-        deepspeed.zero.Init(module=block, config_dict_or_path=ds_config, dtype=backbone.dtype)
+        deepspeed.zero.Init(module=block, config_dict_or_path=ds_config)
         blocks.append(block)
     gain_H = None
     if projector.kind == "normalised":
         gain_H = torch.empty(backbone.hidden_size, dtype=backbone.dtype, device=device)
         gain_H.copy_(_whole(tensors, f"{PROJECTOR_PREFIX}gain")) if trained else gain_H.fill_(_embedding_rms(backbone))
     made = ReasoningProjector(blocks, kind=projector.kind, gain_H=gain_H)
-    deepspeed.zero.Init(module=made, config_dict_or_path=ds_config, dtype=backbone.dtype)
+    deepspeed.zero.Init(module=made, config_dict_or_path=ds_config)
     return made
 
 
-def _whole(tensors: HubTensors, name: str) -> Tensor:
+def _whole(tensors: Tensors, name: str) -> Tensor:
     shape = tuple(tensors.shape(name))
     return tensors.read(name, 0, torch.Size(shape).numel()).reshape(shape)
 

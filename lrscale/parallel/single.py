@@ -57,8 +57,7 @@ class SingleEngine:
         loss.backward()
 
     def refuse(self, words: str | None) -> None:
-        if words is not None:
-            raise NonFiniteError(f"{words}; no weight was changed")
+        self.lockstep.refuse(words and f"{words}; no weight was changed", NonFiniteError)
 
     def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:
         try:

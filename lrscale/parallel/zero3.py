@@ -79,10 +79,7 @@ class Zero3Engine:
         self._engines[frozen].optimizer.backward_epilogue()
 
     def refuse(self, words: str | None) -> None:
-        """Raise NonFiniteError on every rank where any rank has `words` for something that is not finite."""
-        if self.lockstep.any(flag=words is not None):
-            rank, first = next((rank, w) for rank, w in enumerate(self.lockstep.gather_json(words)) if w is not None)
-            raise NonFiniteError(f"rank {rank}: {first}; no weight was changed")
+        self.lockstep.refuse(words and f"{words}; no weight was changed", NonFiniteError)
 
     def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:
         engine = self._engines[group]

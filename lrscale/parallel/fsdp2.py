@@ -1,0 +1,157 @@
+"""The engine of FSDP2: policy and projector sharded over all ranks by torch's `fully_shard`.
+
+Every module that stages call on their own (embedding, each block, final norm, LM head, each projector block) is
+a unit of its own: expand and decoding call them outside of any one model forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from lrscale.config.optimisation import OptimisationConfig
+from lrscale.latent.hf_layout import PROJECTOR_PREFIX
+from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
+from lrscale.parallel.lockstep import Lockstep
+from lrscale.parallel.optimizer import GroupOptimizer
+from lrscale.parallel.turns import training_turn
+
+if TYPE_CHECKING:
+    from lrscale.latent import LatentPolicy
+
+
+class Fsdp2Engine:
+    """See `lrscale.parallel.engine.Engine`. The policy comes sharded (`shard_policy`)."""
+
+    def __init__(self, policy: LatentPolicy, optimisation: OptimisationConfig, *, lockstep: Lockstep) -> None:
+        whole = [name for name, parameter in policy.named_parameters() if not isinstance(parameter, DTensor)]
+        if whole:
+            raise ValueError(f"{len(whole)} parameters are not sharded, {whole[0]} for one: load the policy for FSDP2")
+        self.policy = policy
+        self.lockstep = lockstep
+        self.ranks = lockstep.ranks
+        self.device: torch.device = policy.device
+        policy.pace = lockstep
+        self._config = optimisation
+        self._optimizers: dict[ParameterGroup, GroupOptimizer] = {}
+        self._turn: ParameterGroup | None = None
+
+    @contextmanager
+    def training(self, group: ParameterGroup) -> Iterator[None]:
+        optimizer = self._optimizer(group)
+        self._take_turn(group)
+        try:
+            with training_turn(self.policy, self._module(group)):
+                yield
+        except BaseException:
+            optimizer.clear_gradients()
+            raise
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        self.refuse(None if bool(torch.isfinite(loss)) else f"loss is {float(loss.detach())}")
+        (loss * self.ranks.world_size).backward()  # FSDP takes the mean over ranks; the loss's parts add up
+        for optimizer in self._optimizers.values():
+            optimizer.collect_gradients()
+
+    def refuse(self, words: str | None) -> None:
+        self.lockstep.refuse(words and f"{words}; no weight was changed", NonFiniteError)
+
+    def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:
+        try:
+            return self._optimizer(group).step(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{group}: {error}") from None
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        return self.lockstep.sum(value)
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """One by one; each is whole until the next is asked for."""
+        for name, parameter in self._named_parameters():
+            yield name, parameter.detach().full_tensor()
+
+    def reset_optimizer(self, group: ParameterGroup) -> None:
+        optimizer = self._optimizers.pop(group, None)
+        if optimizer is not None:
+            optimizer.close()
+
+    def offload_states(self) -> None:
+        """Nothing to do: moments and masters stay where they are."""
+
+    def reload_states(self) -> None:
+        """Nothing to do: see `offload_states`."""
+
+    def _take_turn(self, group: ParameterGroup) -> None:
+        """Freeze the other group also where FSDP keeps its gathered parameters, which it makes but once."""
+        if self._turn == group:
+            return
+        for other in GROUPS:
+            for module in self._module(other).modules():
+                if isinstance(module, FSDPModule):
+                    module.unshard()
+                    for parameter in module.parameters(recurse=False):
+                        parameter.requires_grad_(other == group)
+                    for child in module.modules():
+                        for parameter in child.parameters(recurse=False):
+                            parameter.requires_grad_(other == group)
+                    module.reshard()
+        self._turn = group
+
+    def _optimizer(self, group: ParameterGroup) -> GroupOptimizer:
+        if group not in self._optimizers:
+            self._optimizers[group] = GroupOptimizer(self._named_parameters(group), self._config)
+        return self._optimizers[group]
+
+    def _module(self, group: ParameterGroup) -> nn.Module:
+        return self.policy.model if group == "base" else self.policy.projector
+
+    def _named_parameters(self, only: ParameterGroup | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+        """Tied parameters once, under their first name."""
+        for group in GROUPS if only is None else (only,):
+            prefix = "" if group == "base" else PROJECTOR_PREFIX
+            for name, parameter in self._module(group).named_parameters():
+                yield prefix + name, parameter
+
+
+def shard_policy(policy: LatentPolicy, *, fp32_reduce: bool = True) -> None:
+    """Shard every unit of the policy over all ranks, in place.
+
+    Gradients are reduced in float32: summing hundreds of ranks in bfloat16 loses the small ones.
+    """
+    mesh = init_device_mesh(policy.device.type, (dist.get_world_size(),))
+    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if fp32_reduce else None)
+    for unit in units(policy):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
+
+
+def units(policy: LatentPolicy) -> Iterator[nn.Module | list[nn.Module]]:
+    """What is gathered together. A head tied to the embedding shares its unit, and its parameter."""
+    embedding, head = policy.model.get_input_embeddings(), policy.model.get_output_embeddings()
+    tied = embedding.weight is head.weight
+    yield [embedding, head] if tied else embedding
+    if not tied:
+        yield head
+    for child in policy.model.base_model.children():
+        for unit in child if isinstance(child, nn.ModuleList) else [child]:
+            if unit is not embedding and any(True for _ in unit.parameters()):
+                yield unit
+    yield from policy.projector
+    if policy.projector.gain is not None:
+        yield policy.projector
+
+
+def local_range(parameter: DTensor) -> tuple[int, int]:
+    """[start, stop) of the flattened tensor that this rank holds: FSDP2 shards rows of dimension 0."""
+    mesh: DeviceMesh = parameter.device_mesh
+    rows, width = parameter.shape[0], parameter.numel() // max(parameter.shape[0], 1)
+    chunk = -(-rows // mesh.size())
+    start = min(chunk * mesh.get_local_rank(), rows)
+    return start * width, min(start + chunk, rows) * width
