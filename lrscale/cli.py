@@ -61,11 +61,11 @@ def launch(
     import json
 
     from lrscale.config.load import load_recipe
-    from lrscale.launch import local, rundir
+    from lrscale.launch import job, local, rundir
 
     named = [f"name={json.dumps(name)}"] if name is not None else []
     loaded = load_recipe(recipes or (), [*(overrides or []), *named])
-    local.check_local(loaded)
+    files = job.job_files(loaded)
     command = sys.argv[1:]
     if dry_run:
         run = rundir.inspect_run(loaded.recipe, runs_dir)
@@ -75,8 +75,10 @@ def launch(
         say(rundir.describe(run, dry=dry_run))
         typer.echo(run.path)
         return
-    say(rundir.describe(run))
-    code = local.run_module("lrscale.stages", ["worker", str(run.path)], say=say)
+    say("\n".join([rundir.describe(run), *job.warnings_of(loaded.recipe)]))
+    job.write_job_files(run.path, files)
+    module, arguments = job.job_command(loaded.recipe, run.path)
+    code = local.run_module(module, arguments, say=say)
     if code:
         say(rundir.after_failure(run, code, command))
         raise typer.Exit(code)

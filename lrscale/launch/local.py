@@ -10,27 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from lrscale.config.errors import Place, Problem, RecipeError
-from lrscale.config.load import LoadedRecipe
 from lrscale.launch.errors import ExitCode
 
 _KNOWN = frozenset(ExitCode)
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def check_local(loaded: LoadedRecipe) -> None:
-    """Refuses a recipe that needs more than one process.
-
-    Raises:
-        RecipeError: naming the key and what to use instead.
-    """
-    kind = loaded.recipe.parallel.kind
-    if kind == "single":
-        return
-    key = "parallel.kind"
-    message = f"{key} {kind} comes in a later release; this one trains with {key} single, one process on one device"
-    help_ = f"--set {key}=single --set cluster.nodes=1 --set cluster.gpus_per_node=1, with a model that fits one GPU"
-    raise RecipeError([Problem(loaded.places.get(key, Place("defaults")), key, message, help_)])
 
 
 def run_module(module: str, arguments: Sequence[str], *, say: Callable[[str], None] = lambda text: None) -> int:

@@ -19,6 +19,8 @@ from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.manifest import build_manifest
 
 RunState = Literal["new", "unfinished", "finished"]
+_CHANGEABLE = ("name", "report.", "parallel.", "cluster.", "checkpoints.")
+"""Keys that a run may change on its way: its checkpoints fit any engine and any number of ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,8 @@ def _replace_recipe(recipe: Recipe, path: Path, command: Sequence[str]) -> None:
     with _held(path):
         _allowed_changes(recipe, path)
         if not has_begun(path):
-            _write(path / "manifest.json", _manifest(recipe, command))
-        _write(path / "recipe.json", dump_recipe(recipe))
+            write_whole(path / "manifest.json", _manifest(recipe, command))
+        write_whole(path / "recipe.json", dump_recipe(recipe))
 
 
 def _manifest(recipe: Recipe, command: Sequence[str]) -> str:
@@ -116,7 +118,7 @@ def _is_leftover(path: Path) -> bool:
     return path.name == "manifest.json" or path.suffix == ".tmp"
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Replaces a file by a whole one or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -143,14 +145,14 @@ def _write_once(path: Path, text: str) -> None:
 
 
 def _allowed_changes(recipe: Recipe, path: Path) -> tuple[str, ...]:
-    """What differs from the directory's recipe: anything until the run has made something, then only what changes
-    no number.
+    """What differs from the directory's recipe: anything until the run has made something, then only where it runs
+    and what it reports.
 
     Raises:
         LaunchError: naming the differences that are not allowed.
     """
     differences = _differences(_former(path), recipe)
-    refused = {key: text for key, text in differences.items() if key != "name" and not key.startswith("report.")}
+    refused = {key: text for key, text in differences.items() if not key.startswith(_CHANGEABLE)}
     if refused and has_begun(path):
         raise _another_recipe(path, refused)
     return tuple(differences.values())
@@ -235,7 +237,7 @@ def describe(run: RunDir, *, dry: bool = False) -> str:
         doing, replaced = "would begin" if new else "would go on with", "would be replaced"
     else:
         doing, replaced = "beginning" if new else "going on with", "is replaced"
-    why = "nothing was made by it yet" if new else "none of this changes a number"
+    why = "nothing was made by it yet" if new else "the run goes on from its last checkpoint"
     changes = [f"its recipe {replaced}, {why}:", *run.changes] if run.changes else []
     return "\n  ".join([f"{doing} {run.path}", *changes])
 

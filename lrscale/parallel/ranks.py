@@ -1,4 +1,4 @@
-"""Which process this is, as the launcher says in environment variables. The only reader of os.environ."""
+"""Which process this is, as the launcher says in environment variables. The only user of os.environ."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def set_threads(threads: int | None) -> None:
     if threads < 1:
         raise ValueError(f"threads: given {threads}, needed at least 1, or null for all cores")
     torch.set_num_threads(threads)
+
+
+def tell_libraries(ranks: Ranks, *, on_gpu: bool) -> None:
+    """Sets what torch and DeepSpeed look for in the environment where a launcher has not: one process, no launcher."""
+    for name, value in (("RANK", ranks.rank), ("WORLD_SIZE", ranks.world_size), ("LOCAL_RANK", ranks.local_rank)):
+        os.environ.setdefault(name, str(value))
+    if not on_gpu:  # DeepSpeed takes a GPU that it finds, whatever the recipe says, and warns where there is none
+        os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def _integer(name: str, default: int) -> int:

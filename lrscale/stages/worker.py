@@ -2,7 +2,8 @@
 
     python -m lrscale.stages.worker RUN_DIR
 
-The run directory is all that it is given. Exit codes: 0 done, 2 usage, 3 the recipe asks for something
+The run directory is all that it is given; where the recipe asks for several ranks, each of them is started so
+(`lrscale launch` and `accelerate launch` do it). Exit codes: 0 done, 2 usage, 3 the recipe asks for something
 that does not work, 6 the run failed, 7 no such run, 75 another worker is at it, 130 interrupted.
 """
 
@@ -10,34 +11,32 @@ from __future__ import annotations
 
 import argparse
 import errno
-import fcntl
-import json
-import logging
 import os
 import shutil
-import signal
-import socket
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import distributed
 
 from lrscale.config.errors import RecipeError
 from lrscale.config.load import read_recipe
 from lrscale.config.recipe import Recipe
-from lrscale.parallel.checkpoint import CheckpointError, DamagedCheckpointWarning
+from lrscale.parallel.checkpoint import CheckpointError
 from lrscale.parallel.engine import NonFiniteError
-from lrscale.parallel.lockstep import Lockstep
+from lrscale.parallel.lockstep import Lockstep, PeerError
 from lrscale.parallel.ranks import Ranks
+from lrscale.parallel.start import start_process_group, stop_process_group
 from lrscale.report.metrics import MetricsDamaged
 from lrscale.report.table import print_summary
 from lrscale.reward.scorer import RewardBudgetError
+from lrscale.stages.attempts import LockedError, Voice, locked, logged_to, new_attempt, termination_interrupts
 from lrscale.stages.parts import build_parts
 from lrscale.stages.pipeline import run_stages
 from lrscale.stages.rollout_io import StateDamagedError, write_json
@@ -49,10 +48,10 @@ BAD_RECIPE, FAILED, NOT_FOUND, TRY_LATER, INTERRUPTED = 3, 6, 7, 75, 130
 _DAMAGED = (StateDamagedError, MetricsDamaged)
 _KNOWN = (CheckpointError, NonFiniteError, NonFiniteSampleError, RewardBudgetError, OSError, *_DAMAGED)
 """Failures whose message says what happened and what to do."""
-
-
-class LockedError(RuntimeError):
-    """Another worker holds the run directory."""
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+"""What gloo says when another rank has ended."""
+_LINGER_S = 20.0
+"""A rank that fails because of another one lets that one be the first to end: its exit code and words count."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,79 +61,151 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run_dir", type=Path, help="a run directory with recipe.json")
     run_dir: Path = parser.parse_args(arguments).run_dir
-    if not (run_dir / "recipe.json").is_file():
-        _tell(f"error: {run_dir} is no run directory: it has no recipe.json (lrscale launch makes one)")
-        return NOT_FOUND
+    voice = Voice(Ranks())
     try:
-        with locked(run_dir / "lock"):
-            return attempt(run_dir)
-    except LockedError as error:
-        _tell(f"error: {error}")
-        return TRY_LATER
+        voice = Voice(Ranks.from_environment())
+        if not (run_dir / "recipe.json").is_file():
+            voice.say(f"error: {run_dir} is no run directory: it has no recipe.json (lrscale launch makes one)")
+            return NOT_FOUND
+        recipe = read_recipe(run_dir / "recipe.json")
+        ranks = start_process_group(recipe)
     except RecipeError as error:
-        _tell(str(error))
+        voice.say(str(error))
         return BAD_RECIPE
-    except OSError as error:
-        _tell(f"error: {run_dir} cannot be written: {error}\n  {_room_advice(error, run_dir)}")
-        return FAILED
+    except ValueError as error:
+        voice.say(f"error: {error}")
+        return BAD_RECIPE
     except KeyboardInterrupt:
-        _tell("stopped; launched again, the run goes on from its last checkpoint")
         return INTERRUPTED
-
-
-def attempt(run_dir: Path) -> int:
-    """One start of the job, under the lock: logged to attempts/N, its end in attempts/N/exit.json."""
-    if (run_dir / "done.json").is_file():
-        _tell(f"{run_dir} is finished; nothing to do")
-        conclude(run_dir, read_recipe(run_dir / "recipe.json"), rewrite=False)
-        return 0
-    folder = new_attempt(run_dir / "attempts")
-    with logged_to(folder / f"rank{Ranks.from_environment().rank}.log"):
-        started = time.time()
-        code, reason = guarded_run(run_dir, folder)
-        ending = {"code": code, "reason": reason, "started": started, "ended": time.time()}
-        try:
-            write_json(folder / "exit.json", ending)
-        except OSError as error:  # the run's own ending counts
-            _tell(f"warning: {folder / 'exit.json'} cannot be written: {error}")
+    lockstep = Lockstep(ranks, timeout=timedelta(seconds=recipe.parallel.collective_timeout_s))
+    code = _guarded_attempt(run_dir, recipe, lockstep, voice)
+    if ranks.world_size > 1 and code:
+        # Without goodbye: to leave the process group can wait for ever for ranks that are stuck.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    stop_process_group()
     return code
 
 
-def guarded_run(run_dir: Path, folder: Path) -> tuple[int, str]:
+def _guarded_attempt(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice) -> int:
+    try:
+        with held_by_main(run_dir / "lock", lockstep):
+            return attempt(run_dir, recipe, lockstep, voice)
+    except PeerError:  # the main rank could not begin, and has said why
+        return linger(FAILED)
+    except LockedError as error:
+        voice.say(f"error: {error}")
+        return TRY_LATER
+    except OSError as error:
+        voice.say(f"error: {run_dir} cannot be written: {error}\n  {_room_advice(error, run_dir)}")
+        return FAILED
+    except KeyboardInterrupt:
+        voice.say("stopped; launched again, the run goes on from its last checkpoint")
+        return INTERRUPTED
+
+
+@contextmanager
+def held_by_main(path: Path, lockstep: Lockstep) -> Iterator[None]:
+    """The main rank holds the run directory for all; LockedError there, PeerError on the others, if it cannot."""
+    with ExitStack() as stack:
+        lockstep.on_main(lambda: stack.enter_context(locked(path)))
+        yield
+
+
+def attempt(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice) -> int:
+    """One start of the job, under the lock: logged to attempts/N, its end in attempts/N/exit.json."""
+    ranks = lockstep.ranks
+    if lockstep.on_main((run_dir / "done.json").is_file):
+        voice.say(f"{run_dir} is finished; nothing to do")
+        if ranks.is_main:
+            conclude(run_dir, recipe, rewrite=False)
+        return 0
+    folder = Path(lockstep.on_main(lambda: str(new_attempt(run_dir / "attempts"))))
+    log = folder / f"rank{ranks.rank}.log"
+    with logged_to(log), voice.hushed(log):
+        started = time.time()
+        code, reason = guarded_run(run_dir, recipe, lockstep, voice, folder)
+        ending = {"code": code, "reason": reason, "started": started, "ended": time.time()}
+        names = ["exit.json"] if ranks.is_main else []
+        names += [f"rank{ranks.rank}-exit.json"] if ranks.world_size > 1 else []
+        for name in names:
+            try:
+                write_json(folder / name, ending)
+            except OSError as error:  # the run's own ending counts
+                voice.say(f"warning: {folder / name} cannot be written: {error}")
+    return code
+
+
+def guarded_run(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice, folder: Path) -> tuple[int, str]:
     """Run to the end or to an error that people can read; the traceback goes to the attempt's log."""
+    with termination_interrupts() as interrupts:
+        try:
+            run(run_dir, recipe, lockstep)
+            return 0, "done"
+        except KeyboardInterrupt:
+            logger.info("interrupted")
+            if lockstep.alone:  # with several ranks it may be another one's failure that ends this one
+                voice.say("stopped; launched again, the run goes on from its last checkpoint")
+            return INTERRUPTED, "interrupted"
+        except Exception as error:  # noqa: BLE001 - sorted by what people can do about it
+            if not lockstep.alone:
+                logger.info(traceback.format_exc())
+                if interrupts.asked:
+                    return INTERRUPTED, f"interrupted ({type(error).__name__}: {error})"
+                if _of_a_peer(error) and linger(FAILED) == INTERRUPTED:
+                    return INTERRUPTED, f"ended because of another rank ({error})"
+            return explained(error, voice, folder)
+
+
+def linger(code: int) -> int:
+    """Wait to be ended by the launcher, which does so once it has seen the rank that failed; INTERRUPTED if it does."""
     try:
         with termination_interrupts():
-            run(run_dir)
-        return 0, "done"
+            time.sleep(_LINGER_S)
     except KeyboardInterrupt:
-        logger.info("interrupted")
-        _tell("stopped; launched again, the run goes on from its last checkpoint")
-        return INTERRUPTED, "interrupted"
-    except _KNOWN as error:  # before ValueError: damaged metrics are one, and no fault of the recipe
-        return _failed(error, folder, FAILED)
-    except ValueError as error:
-        return _failed(error, folder, BAD_RECIPE)
-    except torch.OutOfMemoryError as error:
-        return _out_of_memory(error, folder)
-    except Exception as error:  # noqa: BLE001 - the last handler: whatever it is, the log gets all of it
-        logger.error(traceback.format_exc())
-        _tell(
-            f"error: {type(error).__name__}: {error}\n  a bug in lrscale or in a library under it; the traceback is in "
-            f"{folder}. Launched again, the run goes on from its last checkpoint"
-        )
-        return FAILED, f"{type(error).__name__}: {error}"
+        return INTERRUPTED
+    return code
 
 
-def run(run_dir: Path) -> None:
+def _of_a_peer(error: Exception) -> bool:
+    """Whether an error is only the echo of another rank's end."""
+    network = isinstance(error, distributed.DistError) or any(words in str(error) for words in _LOST)
+    return isinstance(error, PeerError) or (network and not isinstance(error, OSError))
+
+
+def explained(error: Exception, voice: Voice, folder: Path) -> tuple[int, str]:
+    """Tell what ended the run and what to do; the exit code and the reason for the record."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, _KNOWN):  # before ValueError: damaged metrics are one, and no fault of the recipe
+        return _failed(error, voice, folder, FAILED), reason
+    if isinstance(error, ValueError):
+        return _failed(error, voice, folder, BAD_RECIPE), reason
+    if isinstance(error, torch.OutOfMemoryError):
+        return _out_of_memory(error, voice, folder), reason
+    if _of_a_peer(error):
+        voice.fail(f"error: the other ranks are out of reach: {error}\n  their own words: {folder}", folder)
+        return FAILED, reason
+    logger.error(traceback.format_exc())
+    voice.fail(
+        f"error: {type(error).__name__}: {error}\n  a bug in lrscale or in a library under it; the traceback is in "
+        f"{folder}. Launched again, the run goes on from its last checkpoint",
+        folder,
+    )
+    return FAILED, reason
+
+
+def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep) -> None:
     """Build the parts, run the stages, report."""
-    recipe = read_recipe(run_dir / "recipe.json")
-    parts = build_parts(recipe, run_dir, Lockstep(Ranks.from_environment()))
+    parts = build_parts(recipe, run_dir, lockstep)
     try:
         run_stages(parts)
     finally:
         parts.log.close()
-    write_json(run_dir / "done.json", {"arms": list(recipe.stages.rl.arms), "finished": time.time()})
-    conclude(run_dir, recipe, rewrite=True)
+    lockstep.barrier()
+    if lockstep.ranks.is_main:
+        write_json(run_dir / "done.json", {"arms": list(recipe.stages.rl.arms), "finished": time.time()})
+        conclude(run_dir, recipe, rewrite=True)
 
 
 def conclude(run_dir: Path, recipe: Recipe, *, rewrite: bool) -> None:
@@ -147,112 +218,11 @@ def conclude(run_dir: Path, recipe: Recipe, *, rewrite: bool) -> None:
     print_summary([run_dir])
 
 
-def new_attempt(folder: Path) -> Path:
-    """attempts/N for the next N, with `latest` pointing to it."""
-    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
-    attempt_folder = folder / str(max(numbers, default=0) + 1)
-    attempt_folder.mkdir(parents=True)
-    link = folder / ".tmp-latest"
-    link.unlink(missing_ok=True)
-    link.symlink_to(attempt_folder.name)
-    link.replace(folder / "latest")
-    return attempt_folder
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the run directory for this process; the system lets go of it however the process ends.
-
-    Raises:
-        LockedError: another process holds it; the message names it.
-    """
-    with path.open("a+b", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise LockedError(
-                f"{path.parent} is being run by another worker ({file.read().decode(errors='replace').strip()}); wait for it, or stop it and "
-                "launch again"
-            ) from None
-        with suppress(OSError):  # a full disk: the lock holds all the same, only who has it is not said
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-        yield
-        with suppress(OSError):
-            file.truncate(0)
-
-
-@contextmanager
-def logged_to(path: Path) -> Iterator[None]:
-    """Everything the run says goes to the file, Python's warnings too; the run's own warnings also to the terminal."""
-    file = _LogFile(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    terminal = _TerminalHandler(logging.WARNING)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    captured = logging.getLogger("py.warnings")
-    logging.captureWarnings(capture=True)
-    to_file = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        if issubclass(category, DamagedCheckpointWarning):  # work is lost: not only the log has to say so
-            logger.warning("%s", message)
-        else:
-            to_file(message, category, *place)
-
-    warnings.showwarning = show
-    for log in (logger, captured):
-        log.addHandler(file)
-    logger.addHandler(terminal)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(capture=False)
-        for log in (logger, captured):
-            log.removeHandler(file)
-        logger.removeHandler(terminal)
-        with suppress(OSError):  # a full disk, once more
-            file.close()
-
-
-@contextmanager
-def termination_interrupts() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: schedulers send it."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _LogFile(logging.FileHandler):
-    """Says once, in one line, that it cannot be written; logging itself shows a traceback for every line."""
-
-    _said = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not self._said:
-            self._said = True
-            _tell(f"warning: {self.baseFilename} cannot be written: {sys.exception()}")
-
-
-class _TerminalHandler(logging.Handler):
-    """Writes to whatever sys.stderr is now, so that a progress bar can step aside."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
-
-
-def _failed(error: Exception, folder: Path, code: int) -> tuple[int, str]:
+def _failed(error: Exception, voice: Voice, folder: Path, code: int) -> int:
     logger.info(traceback.format_exc())
     message = str(error).removeprefix("error: ")  # a RecipeError says so itself
-    _tell(f"error: {message}\n  traceback: {folder}; {_advice(error, folder)}")
-    return code, f"{type(error).__name__}: {error}"
+    voice.fail(f"error: {message}\n  traceback: {folder}; {_advice(error, folder)}", folder)
+    return code
 
 
 def _advice(error: Exception, folder: Path) -> str:
@@ -278,18 +248,15 @@ def _room_advice(error: OSError, folder: Path) -> str:
     return f"needed is room for logs, metrics and checkpoints, free {free:.1f} MiB: make room (or raise the quota); {resumes}"
 
 
-def _out_of_memory(error: torch.OutOfMemoryError, folder: Path) -> tuple[int, str]:
+def _out_of_memory(error: torch.OutOfMemoryError, voice: Voice, folder: Path) -> int:
     logger.info(traceback.format_exc())
-    _tell(
+    voice.fail(
         f"error: out of GPU memory: {str(error).split('. ', maxsplit=1)[0]}\n  lower rollout.batch_rows (if it happened "
         "while sampling) or optimisation.micro_batch_tokens (while training), or set model.gradient_checkpointing: "
-        f"true, in a new run under another name; traceback: {folder}"
+        f"true, in a new run under another name; traceback: {folder}",
+        folder,
     )
-    return FAILED, f"{type(error).__name__}: {error}"
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    return FAILED
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lrscale.config.errors import RecipeError
-from lrscale.config.load import load_recipe
-from lrscale.launch.local import check_local, exit_code
+from lrscale.launch.local import exit_code
 
 CHILD = """
 import pathlib, signal, sys, time
@@ -91,12 +89,3 @@ def test_a_ctrl_c_while_torch_is_loaded_is_quiet(tmp_path: Path, stage: str) -> 
         process.send_signal(signal.SIGINT)
         out, said = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, b"") and len(said.splitlines()) <= 1, said
-
-
-def test_a_sharded_recipe_is_refused_for_now() -> None:
-    """Locks out a 70B run that quietly trains on one process."""
-    with pytest.raises(RecipeError) as caught:
-        check_local(load_recipe(["llama3-70b-8n8g"]))
-    (problem,) = caught.value.problems
-    assert problem.key == "parallel.kind" and problem.place.line > 0
-    assert "later release" in problem.message and "parallel.kind=single" in problem.help

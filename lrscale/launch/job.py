@@ -1,0 +1,153 @@
+"""What starts the ranks of a run on this machine: the files in its run directory and the command line."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lrscale
+from lrscale.config.errors import Place, Problem, RecipeError
+from lrscale.config.load import LoadedRecipe
+from lrscale.config.recipe import Recipe
+from lrscale.config.shipped import shipped_ds_configs
+from lrscale.launch.errors import ExitCode, LaunchError
+from lrscale.launch.rundir import write_whole
+from lrscale.plan.deepspeed import resolve
+
+_BUILTINS = {"builtin:tiny": "tasks/assets/tiny_base"}
+_PORTS = range(20_000, 30_000)
+"""Below what systems hand out by themselves (from 32768 on Linux), and away from everybody's 29500."""
+
+
+def job_files(loaded: LoadedRecipe) -> dict[str, str]:
+    """Names and texts of the files that a job needs in its run directory beside recipe.json.
+
+    Raises:
+        RecipeError: this release cannot start it, or its DeepSpeed configuration cannot be resolved.
+    """
+    recipe = loaded.recipe
+    if recipe.cluster.nodes > 1:
+        message = f"cluster.nodes is {recipe.cluster.nodes}: starting several nodes comes with SLURM launching"
+        raise _problem(loaded, "cluster.nodes", message, "one node can be started: --set cluster.nodes=1")
+    if recipe.parallel.kind == "single":
+        return {}
+    files = {"accelerate.yaml": _accelerate_yaml(recipe)}
+    if recipe.parallel.kind == "zero3":
+        files["ds_config.json"] = json.dumps(_ds_config(loaded), indent=2) + "\n"
+    return files
+
+
+def write_job_files(run_dir: Path, files: Mapping[str, str]) -> None:
+    """Puts the files of a job where its ranks read them; LaunchError where that cannot be done."""
+    try:
+        for name, text in files.items():
+            write_whole(run_dir / name, text)
+    except OSError as error:
+        raise LaunchError(
+            f"{error.filename or run_dir} cannot be written: {error.strerror}",
+            code=ExitCode.PREFLIGHT,
+            help="make room or rights there",
+        ) from error
+
+
+def job_command(recipe: Recipe, run_dir: Path) -> tuple[str, list[str]]:
+    """The module that runs the job, and its arguments: the worker itself, or what starts several of it."""
+    if recipe.world_size == 1:
+        return "lrscale.stages", ["worker", str(run_dir)]
+    arguments = ["--config_file", str(run_dir / "accelerate.yaml"), "--main_process_port", str(free_port())]
+    # Said on the command line because torchrun also takes it from PET_ variables.
+    arguments += ["--max_restarts", "0", "--module", "lrscale.stages", "worker", str(run_dir)]
+    return "lrscale.parallel.agent", arguments
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on.
+
+    Raises:
+        LaunchError: none was found.
+    """
+    for port in random.sample(_PORTS, 50):
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise LaunchError(
+        f"no free port between {_PORTS.start} and {_PORTS.stop - 1} for the ranks to meet at", code=ExitCode.TRY_LATER
+    )
+
+
+def warnings_of(recipe: Recipe) -> list[str]:
+    """What a user should hear before the run starts."""
+    if recipe.parallel.lockstep or recipe.world_size == 1:
+        return []
+    return ["warning: parallel.lockstep is false: ranks whose loops differ in length hang or compute something wrong"]
+
+
+def _accelerate_yaml(recipe: Recipe) -> str:
+    """For accelerate as a mere launcher: processes over torchrun, on CPUs as on GPUs. lrscale calls DeepSpeed itself.
+
+    MULTI_CPU would start one process without MPI, DEEPSPEED would hand accelerate the engine. With this file named,
+    none in the user's cache is read.
+    """
+    return (
+        "compute_environment: LOCAL_MACHINE\n"
+        "distributed_type: MULTI_GPU\n"
+        f"num_machines: 1\nmachine_rank: 0\nnum_processes: {recipe.world_size}\n"
+        "mixed_precision: 'no'\nuse_cpu: false\ndebug: false\n"
+    )
+
+
+def _ds_config(loaded: LoadedRecipe) -> dict[str, Any]:
+    recipe, key = loaded.recipe, "parallel.ds_config"
+    path = shipped_ds_configs().get(recipe.parallel.ds_config) or Path(recipe.parallel.ds_config)
+    try:
+        template = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(template, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError) as error:
+        raise _problem(loaded, key, f"{path} cannot be read: {error}", "give a DeepSpeed JSON file") from error
+    try:
+        return resolve(template, recipe, hidden_size_of(recipe.model.path), recipe.world_size)
+    except ValueError as error:
+        raise RecipeError([_found(loaded, key, f"{path}: {line}", "") for line in str(error).splitlines()]) from error
+
+
+def hidden_size_of(model: str) -> int | None:
+    """A model's width, from its config.json; None where that is not on this machine or does not say."""
+    path = _config_json(model)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        text_part = config.get("text_config", {})
+        size = config.get("hidden_size", text_part.get("hidden_size"))
+    except (OSError, ValueError, AttributeError):  # the worker says what is wrong with it
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _config_json(model: str) -> Path | None:
+    if model in _BUILTINS:
+        return Path(lrscale.__file__).parent / _BUILTINS[model] / "config.json"
+    if Path(model).is_dir():
+        return Path(model) / "config.json"
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _problem(loaded: LoadedRecipe, key: str, message: str, help_: str) -> RecipeError:
+    return RecipeError([_found(loaded, key, message, help_)])
+
+
+def _found(loaded: LoadedRecipe, key: str, message: str, help_: str) -> Problem:
+    return Problem(loaded.places.get(key, Place("defaults")), key, message, help_)
