@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.ranks import Ranks
+from lrscale.parallel.shards import Piece
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
@@ -72,16 +73,19 @@ class Engine(Protocol):
         """Whole parameters, one by one, under their names in a checkpoint of the Hugging Face layout."""
         ...
 
-    def state_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What `save` writes, by file stem: weights and optimizer state."""
+    def local_state(self) -> Iterator[Piece]:
+        """What `save` writes on this rank: weights and optimizer state."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Weights and optimizer states, exactly, into an existing folder."""
+        """Weights and optimizer states, exactly, into an existing folder that all ranks see."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Restores `save`'s state bit for bit; groups without saved optimizer state start afresh."""
+        """Restores what any kind of engine saved, on any number of ranks; bit for bit on as many of the same kind.
+
+        Groups without saved optimizer state start afresh.
+        """
         ...
 
     def reset_optimizer(self, group: ParameterGroup) -> None:

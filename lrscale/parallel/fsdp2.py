@@ -6,8 +6,9 @@ a unit of its own: expand and decoding call them outside of any one model forwar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +21,11 @@ from torch.distributed.tensor import DTensor
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
+from lrscale.parallel.engine_state import load_state, save_state
 from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.optimizer import GroupOptimizer
-from lrscale.parallel.turns import training_turn
+from lrscale.parallel.shards import Piece
+from lrscale.parallel.turns import state_buffers, training_turn
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 class Fsdp2Engine:
     """See `lrscale.parallel.engine.Engine`. The policy comes sharded (`shard_policy`)."""
+
+    kind = "fsdp2"
 
     def __init__(self, policy: LatentPolicy, optimisation: OptimisationConfig, *, lockstep: Lockstep) -> None:
         whole = [name for name, parameter in policy.named_parameters() if not isinstance(parameter, DTensor)]
@@ -77,6 +82,36 @@ class Fsdp2Engine:
         """One by one; each is whole until the next is asked for."""
         for name, parameter in self._named_parameters():
             yield name, parameter.detach().full_tensor()
+
+    def save(self, folder: Path) -> None:
+        save_state(self, folder)
+
+    def load(self, folder: Path) -> None:
+        load_state(self, folder)
+
+    def trained_groups(self) -> list[ParameterGroup]:
+        return list(self._optimizers)
+
+    def weight_names(self) -> list[str]:
+        return [name for name, _ in self._named_parameters()] + [name for name, _ in state_buffers(self.policy)]
+
+    def local_state(self) -> Iterator[Piece]:
+        for name, parameter in self._named_parameters():
+            yield from _local_piece(f"weights/{name}", parameter.detach())
+        for name, buffer in state_buffers(self.policy):
+            yield Piece(f"weights/{name}", tuple(buffer.shape), 0, buffer.view(-1), replicated=True)
+        for group, optimizer in self._optimizers.items():
+            for key, name, tensor in optimizer.states():
+                yield from _local_piece(f"optimizer-{group}/{key}.{name}", tensor)
+
+    def prepare_states(self, groups: Sequence[ParameterGroup]) -> None:
+        for group in GROUPS:
+            self.reset_optimizer(group)
+        for group in groups:
+            self._optimizer(group).create_states()
+
+    def finish_load(self) -> None:
+        """Nothing to do: the pieces are the live shards."""
 
     def reset_optimizer(self, group: ParameterGroup) -> None:
         optimizer = self._optimizers.pop(group, None)
@@ -146,6 +181,16 @@ def units(policy: LatentPolicy) -> Iterator[nn.Module | list[nn.Module]]:
     yield from policy.projector
     if policy.projector.gain is not None:
         yield policy.projector
+
+
+def _local_piece(name: str, tensor: Tensor) -> Iterator[Piece]:
+    """This rank's rows, if it has any; what is no DTensor (Adam's step) is the same everywhere."""
+    if not isinstance(tensor, DTensor):
+        yield Piece(name, tuple(tensor.shape), 0, tensor.view(-1), replicated=True)
+        return
+    start, stop = local_range(tensor)
+    if stop > start:
+        yield Piece(name, tuple(tensor.shape), start, tensor.to_local().view(-1))
 
 
 def local_range(parameter: DTensor) -> tuple[int, int]:

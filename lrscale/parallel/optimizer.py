@@ -8,7 +8,7 @@ micro-batches in float32 too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.parallel.engine import NonFiniteError
-
-_MASTER = "master."
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class GroupOptimizer:
@@ -88,39 +85,22 @@ class GroupOptimizer:
         for hook in self._hooks:
             hook.remove()
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Moments and masters: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`, `master.NAME`."""
-        tensors = {}
+    def create_states(self) -> None:
+        """Moments of zero for every parameter, as before its first step."""
+        for master in self.masters.values():
+            self.adamw.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+
+    def states(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(`exp_avg`, `exp_avg_sq`, `step` or `master`, parameter's name, live tensor) of everything that there is."""
         for name, master in self.masters.items():
             for key, value in self.adamw.state.get(master, {}).items():
-                tensors[f"{key}.{name}"] = value
+                yield key, name, value
             if master is not self.parameters[name]:
-                tensors[_MASTER + name] = master.detach()
-        return tensors
-
-    @torch.no_grad()
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restores `state_tensors`. Raises ValueError, nothing changed, where names or shapes do not fit."""
-        states, problems = {}, []
-        for index, (name, master) in enumerate(self.masters.items()):
-            found = {key: tensors[f"{key}.{name}"] for key in _MOMENTS if f"{key}.{name}" in tensors}
-            saved_master = tensors.get(_MASTER + name)
-            narrow = master is not self.parameters[name]
-            if (saved_master is not None) != narrow:
-                problems.append(f"{name}: master copy {'missing' if narrow else 'not expected'}")
-            if found and set(found) != set(_MOMENTS):
-                problems.append(f"{name}: only {sorted(found)} of {sorted(_MOMENTS)}")
-            shaped = [found.get("exp_avg"), found.get("exp_avg_sq"), saved_master]
-            if any(value is not None and value.shape != master.shape for value in shaped):
-                problems.append(f"{name}: another shape")
-            if found:
-                states[index] = {key: value.clone() for key, value in found.items()}
-        if problems:
-            raise ValueError("optimizer state does not fit this model and dtype: " + "; ".join(problems[:5]))
-        self.adamw.load_state_dict({"state": states, "param_groups": self.adamw.state_dict()["param_groups"]})
-        for name, master in self.masters.items():
-            if master is not self.parameters[name]:
-                master.copy_(tensors[_MASTER + name])
+                yield "master", name, master.detach()
 
     @torch.no_grad()
     def _publish_masters(self) -> None:

@@ -8,7 +8,7 @@ ranks are read by all of them on any other. Only the ranges that are asked for a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lrscale.parallel.tensor_files import write_tensors
+
 _RANGES = "ranges"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,11 @@ class Piece:
     """Of the whole tensor."""
     start: int
     values: Tensor
-    """[stop - start], 1-D: a view of the live tensor, or a copy of it."""
+    """[stop - start], 1-D: a view of the live tensor, or a copy of it that comes with `assign`."""
+    replicated: bool = False
+    """Whether every rank holds the same: the main rank writes it for all."""
+    assign: Callable[[Tensor], None] | None = None
+    """Puts new values in place; None where `values` is the live tensor."""
 
     @property
     def stop(self) -> int:
@@ -54,9 +61,10 @@ def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
     """One file with the pieces of one rank."""
     values, ranges = {}, {}
     for piece in pieces:
-        values[piece.name] = piece.values.detach().cpu().contiguous()
+        # Several names may show one replicated value (Adam's step); safetensors refuses shared memory.
+        values[piece.name] = piece.values.clone() if piece.replicated else piece.values
         ranges[piece.name] = {"start": piece.start, "shape": list(piece.shape)}
-    save_file(values, path, metadata={_RANGES: json.dumps(ranges)})
+    write_tensors(path, values, {_RANGES: json.dumps(ranges)})
 
 
 class PieceFiles:
@@ -65,6 +73,7 @@ class PieceFiles:
     def __init__(self, files: Iterable[Path]) -> None:
         self._places: dict[str, list[tuple[int, int, Path]]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         for path in sorted(files):
             with safe_open(path, framework="pt") as opened:
                 ranges = json.loads((opened.metadata() or {}).get(_RANGES, "{}"))
@@ -72,12 +81,16 @@ class PieceFiles:
                     count = prod(opened.get_slice(name).get_shape())
                     self._places.setdefault(name, []).append((place["start"], place["start"] + count, path))
                     self._shapes[name] = tuple(place["shape"])
+                    self._dtypes[name] = _DTYPES[opened.get_slice(name).get_dtype()]
 
     def names(self) -> Sequence[str]:
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._dtypes[name]
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Raises ValueError where no file holds a part of the range."""

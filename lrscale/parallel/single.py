@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +13,21 @@ from torch import Tensor, nn
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
+from lrscale.parallel.engine_state import load_state, save_state
 from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.optimizer import GroupOptimizer
 from lrscale.parallel.ranks import Ranks
-from lrscale.parallel.tensor_files import read_tensors, write_tensors
+from lrscale.parallel.shards import Piece
 from lrscale.parallel.turns import training_turn
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
 
-_FORMAT = 1
-_OPTIMIZER_FILE = "optimizer-{group}"
-
 
 class SingleEngine:
     """See `lrscale.parallel.engine.Engine`. Raises ValueError when it is one process of several."""
+
+    kind = "single"
 
     def __init__(self, policy: LatentPolicy, optimisation: OptimisationConfig, *, ranks: Ranks) -> None:
         if ranks.world_size != 1:
@@ -73,39 +72,33 @@ class SingleEngine:
             for name, parameter in self._named_parameters(group):
                 yield name, parameter.detach()
 
-    def state_tensors(self) -> dict[str, dict[str, Tensor]]:
-        files = {"weights": self._weights()}
-        for group, optimizer in self._optimizers.items():
-            files[_OPTIMIZER_FILE.format(group=group)] = optimizer.state_tensors()
-        return files
-
     def save(self, folder: Path) -> None:
-        files = self.state_tensors()
-        for stem, tensors in files.items():
-            write_tensors(folder / f"{stem}.safetensors", tensors)
-        facts = {"format": _FORMAT, "kind": "single", "files": sorted(files)}
-        (folder / "engine.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        save_state(self, folder)
 
-    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        facts = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
-        if facts["format"] != _FORMAT or facts["kind"] != "single":
-            raise ValueError(
-                f"{folder} holds format {facts['format']} of engine {facts['kind']}, this is format {_FORMAT} of "
-                "engine single; resume it with the lrscale and the parallel.kind that wrote it"
-            )
-        weights = self._weights()
-        saved = read_tensors(folder / "weights.safetensors")
-        _check_fit(saved, weights, folder)
+        load_state(self, folder)
+
+    def trained_groups(self) -> list[ParameterGroup]:
+        return list(self._optimizers)
+
+    def weight_names(self) -> list[str]:
+        return list(self._weights())
+
+    def local_state(self) -> Iterator[Piece]:
+        for name, tensor in self._weights().items():
+            yield Piece(f"weights/{name}", tuple(tensor.shape), 0, tensor.view(-1))
+        for group, optimizer in self._optimizers.items():
+            for key, name, tensor in optimizer.states():
+                yield Piece(f"optimizer-{group}/{key}.{name}", tuple(tensor.shape), 0, tensor.view(-1))
+
+    def prepare_states(self, groups: Sequence[ParameterGroup]) -> None:
         for group in GROUPS:
             self.reset_optimizer(group)
-        for name, tensor in weights.items():
-            tensor.copy_(saved[name])
-        for group in GROUPS:
-            stem = _OPTIMIZER_FILE.format(group=group)
-            if stem in facts["files"]:
-                tensors = read_tensors(folder / f"{stem}.safetensors")
-                self._optimizer(group).load_state_tensors(tensors)
+        for group in groups:
+            self._optimizer(group).create_states()
+
+    def finish_load(self) -> None:
+        """Nothing to do: the pieces are the live tensors."""
 
     def reset_optimizer(self, group: ParameterGroup) -> None:
         """Moments and master copies go: the next step starts from the weights as they read now."""
@@ -145,19 +138,3 @@ class SingleEngine:
             state = module.state_dict()
             tensors.update((prefix + name, value) for name, value in state.items() if name not in every_name)
         return tensors
-
-
-def _check_fit(saved: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:
-    problems = [f"{name}: missing" for name in weights if name not in saved]
-    problems += [f"{name}: not in the model" for name in saved if name not in weights]
-    for name, tensor in weights.items():
-        other = saved.get(name, tensor)
-        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
-            problems.append(
-                f"{name}: {list(other.shape)} {other.dtype} saved, {list(tensor.shape)} {tensor.dtype} in the model"
-            )
-    if problems:
-        raise ValueError(
-            f"the checkpoint {folder} does not fit the model ({len(problems)} tensors): {'; '.join(problems[:5])}. "
-            "Resume with the recipe that wrote it"
-        )

@@ -7,16 +7,16 @@ import re
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors exactly as they are. Raises OSError with its errno when the disk refuses."""
     try:
-        save_file({name: _own_storage(tensor) for name, tensor in tensors.items()}, path)
+        save_file({name: _own_storage(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
     except SafetensorError as error:
         found = _OS_ERROR.search(str(error))
         if found is None:
@@ -25,17 +25,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU. Raises ValueError for a file that is not whole."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from error
-
-
 def _own_storage(tensor: Tensor) -> Tensor:
-    """Contiguous, and alone in its storage: safetensors refuses views that share one."""
-    tensor = tensor.detach().contiguous()
+    """On the CPU, contiguous, and alone in its storage: safetensors refuses views that share one."""
+    tensor = tensor.detach().cpu().contiguous()
     if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
         tensor = tensor.clone()
     return tensor

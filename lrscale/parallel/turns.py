@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
+
+from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
@@ -29,3 +31,11 @@ def training_turn(policy: LatentPolicy, trained: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(before)
         for module, before in modes:
             module.training = before
+
+
+def state_buffers(policy: LatentPolicy) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that belong to a checkpoint, under their names in it. They are the same on every rank."""
+    for module, prefix in ((policy.model, ""), (policy.projector, PROJECTOR_PREFIX)):
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        kept = set(module.state_dict(keep_vars=True)) - parameters
+        yield from ((prefix + name, buffer) for name, buffer in module.named_buffers() if name in kept)

@@ -9,22 +9,30 @@ many times: what that forward resets is reset in `backward`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
+from lrscale.parallel.engine_state import load_state, save_state
 from lrscale.parallel.lockstep import Lockstep
-from lrscale.parallel.turns import training_turn
+from lrscale.parallel.sharded_loading import partition_range
+from lrscale.parallel.shards import Piece
+from lrscale.parallel.turns import state_buffers, training_turn
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
@@ -42,6 +50,8 @@ class Zero3Engine:
     Raises:
         ValueError: parameters are whole on this rank: the policy was not loaded for ZeRO-3.
     """
+
+    kind = "zero3"
 
     def __init__(
         self, policy: LatentPolicy, optimisation: OptimisationConfig, *, lockstep: Lockstep, ds_config: dict[str, Any]
@@ -103,12 +113,76 @@ class Zero3Engine:
                 for name, parameter in bucket:
                     yield name, parameter.detach()
 
+    def save(self, folder: Path) -> None:
+        save_state(self, folder)
+
+    def load(self, folder: Path) -> None:
+        load_state(self, folder)
+
+    def trained_groups(self) -> list[ParameterGroup]:
+        return [group for group, engine in self._engines.items() if engine.optimizer.optimizer.state]
+
+    def weight_names(self) -> list[str]:
+        return [name for name, _ in self._named_parameters()] + [name for name, _ in state_buffers(self.policy)]
+
+    def local_state(self) -> Iterator[Piece]:
+        for name, buffer in state_buffers(self.policy):
+            yield Piece(f"weights/{name}", tuple(buffer.shape), 0, buffer.view(-1), replicated=True)
+        trained = self.trained_groups()
+        for group in GROUPS:
+            step = self._adam_step(group) if group in trained else None
+            for name, parameter in self._named_parameters(group):
+                shape, (start, stop) = tuple(parameter.ds_shape), partition_range(parameter)
+                if step is not None:
+                    yield Piece(
+                        f"optimizer-{group}/step.{name}", (), 0, step, replicated=True, assign=self._step_setter(group)
+                    )
+                if stop == start:
+                    continue
+                yield Piece(f"weights/{name}", shape, start, parameter.ds_tensor.data[: stop - start])
+                if step is not None:
+                    yield from _optimizer_pieces(f"optimizer-{group}", name, parameter)
+
+    def prepare_states(self, groups: Sequence[ParameterGroup]) -> None:
+        for group in GROUPS:
+            self.reset_optimizer(group)
+            if group in groups:
+                optimizer = self._engines[group].optimizer
+                for flat in optimizer.fp32_partitioned_groups_flat:
+                    zero = {"step": torch.zeros((), dtype=torch.float32, device=flat.device)}
+                    optimizer.optimizer.state[flat] = zero | {key: torch.zeros_like(flat.data) for key in _MOMENTS}
+
+    def finish_load(self) -> None:
+        """Masters of float32 weights are the weights; what is kept whole on every rank is gathered again."""
+        for group, parameter in ((g, p) for g in GROUPS for _, p in self._named_parameters(g)):
+            narrow = parameter.dtype != torch.float32
+            if not (narrow and group in self.trained_groups()):
+                _set_master(parameter, parameter.ds_tensor.data.float())
+            if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+                parameter.partition(has_been_updated=False)
+                if parameter.ds_persist:
+                    parameter.all_gather()
+
+    def _adam_step(self, group: ParameterGroup) -> Tensor:
+        states = self._engines[group].optimizer.optimizer.state.values()
+        return torch.tensor([float(next(iter(states))["step"])])
+
+    def _step_setter(self, group: ParameterGroup) -> Callable[[Tensor], None]:
+        def assign(value: Tensor) -> None:
+            for state in self._engines[group].optimizer.optimizer.state.values():
+                if isinstance(state["step"], Tensor):
+                    state["step"].fill_(float(value))
+                else:  # DeepSpeed's CPU Adam counts in an integer
+                    state["step"] = int(value)
+
+        return assign
+
     def reset_optimizer(self, group: ParameterGroup) -> None:
         """Moments go, and masters start again from the weights as they read now."""
         optimizer = self._engines[group].optimizer
         optimizer.optimizer.state.clear()
         for _, parameter in self._named_parameters(group):
-            safe_set_local_fp32_param(parameter, parameter.ds_tensor.float())
+            _set_master(parameter, parameter.ds_tensor.data.float())
 
     def offload_states(self) -> None:
         if self.device.type != "cpu":
@@ -146,6 +220,44 @@ class Zero3Engine:
             prefix = "" if group == "base" else PROJECTOR_PREFIX
             for name, parameter in self._module(group).named_parameters():
                 yield prefix + name, parameter
+
+
+@contextmanager
+def _trainable(parameter: nn.Parameter) -> Iterator[None]:
+    """DeepSpeed shows the optimizer state of parameters that require gradients only."""
+    before = parameter.requires_grad
+    parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        parameter.requires_grad_(before)
+
+
+def _set_master(parameter: nn.Parameter, values: Tensor) -> None:
+    with _trainable(parameter):
+        safe_set_local_fp32_param(parameter, values)
+
+
+def _optimizer_pieces(prefix: str, name: str, parameter: nn.Parameter) -> Iterator[Piece]:
+    shape, (start, stop) = tuple(parameter.ds_shape), partition_range(parameter)
+    size = parameter.ds_tensor.ds_numel
+
+    def padded(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values.float(), (0, size - values.numel()))
+
+    with _trainable(parameter):
+        states = {key: safe_get_local_optimizer_state(parameter, key)[: stop - start] for key in _MOMENTS}
+        master = safe_get_local_fp32_param(parameter)[: stop - start]
+    for key, values in states.items():
+
+        def assign(values: Tensor, key: str = key) -> None:
+            with _trainable(parameter):
+                safe_set_local_optimizer_state(parameter, padded(values), key)
+
+        yield Piece(f"{prefix}/{key}.{name}", shape, start, values, assign=assign)
+    if parameter.dtype != torch.float32:
+        assign_master = lambda values: _set_master(parameter, padded(values))  # noqa: E731
+        yield Piece(f"{prefix}/master.{name}", shape, start, master, assign=assign_master)
 
 
 def _buckets(named: Iterator[tuple[str, nn.Parameter]], limit_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
