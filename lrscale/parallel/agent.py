@@ -53,7 +53,13 @@ def _code_of(error: BaseException) -> int:
         why = " (out of memory, if nobody sent it: see dmesg)" if -code == signal.SIGKILL else ""
         print(f"error: rank {rank} was killed by {name}{why}; the other ranks were ended", file=sys.stderr)
         return FAILED
-    return code if code in _OWN_CODES else FAILED
+    if code in _OWN_CODES:
+        return code
+    print(
+        f"error: rank {rank} ended with exit code {code}, its log may say why; the other ranks were ended",
+        file=sys.stderr,
+    )
+    return FAILED
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from typing import Any
 from lrscale.parallel.checkpoint import DamagedCheckpointWarning
 from lrscale.parallel.ranks import Ranks
 from lrscale.stages.run_log import logger
+
+_MAIN_FIRST_S = 1.0
 
 
 class LockedError(RuntimeError):
@@ -80,7 +83,7 @@ class Voice:
         ranks = self._ranks
         if ranks.world_size > 1:
             logger.info(text)
-            if not _first(folder / "told"):
+            if not self._turn() or not _first(folder / "told"):
                 return
             if not ranks.is_main and "rank " not in text:
                 text = text.replace("error: ", f"error: rank {ranks.rank}: ", 1)
@@ -88,6 +91,16 @@ class Voice:
             print(text, file=sys.stderr)
         else:
             os.write(self._terminal, f"{text}\n".encode())
+
+    def _turn(self) -> bool:
+        """The main rank comes first where all fail alike; false if the launcher ends this rank while it waits."""
+        if self._ranks.is_main:
+            return True
+        try:
+            time.sleep(_MAIN_FIRST_S)
+        except KeyboardInterrupt:
+            return False
+        return True
 
     @contextmanager
     def hushed(self, log: Path) -> Iterator[None]:

@@ -31,7 +31,7 @@ def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["launch", "--set", "stages.rl.stps=3"], 3, "did you mean stages.rl.steps?"),
         (["launch", "--set", "seed"], 3, "key=value"),
         (["launch", "--name", "../x"], 3, "name is"),
-        (["launch", "llama3-70b-8n8g"], 3, "comes in a later release"),
+        (["launch", "llama3-70b-8n8g"], 3, "comes with SLURM launching"),
         (["launch", "bad.yaml"], 3, "bad.yaml:2 sed"),
         (["show", "bad.yaml"], 3, "did you mean seed?"),
         (["evaluate", "runs/none"], 7, "does not exist"),

@@ -89,6 +89,16 @@ def test_what_the_report_shows_may_change_on_the_way(tmp_path: Path) -> None:
     assert json.loads((path / "manifest.json").read_text())["command"] == ["first"]
 
 
+def test_where_a_run_runs_may_change_on_the_way(tmp_path: Path) -> None:
+    """Locks out a resume on another number of ranks, which checkpoints allow."""
+    path = create_run(load_recipe().recipe, tmp_path, []).path
+    (path / "metrics.jsonl").write_text("{}")
+    changed = load_recipe((), ["parallel.kind=zero3", "parallel.ranks_per_node=2", "checkpoints.keep_last=3"]).recipe
+    run = create_run(changed, tmp_path, [])
+    assert "parallel.ranks_per_node: null there, 2 now" in describe(run)
+    assert read_recipe(path / "recipe.json") == changed
+
+
 def test_a_bad_recipe_is_not_to_be_resumed(tmp_path: Path) -> None:
     """Locks out `resume with` under the worker's advice to mend the recipe."""
     run = create_run(load_recipe().recipe, tmp_path, [])
