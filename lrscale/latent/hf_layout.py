@@ -109,15 +109,19 @@ def weight_files(path: str, prefix: str = "") -> list[str]:
     return [cached_file(path, name) for name in sorted(names)]
 
 
-def save_model(model: PreTrainedModel, projector: ReasoningProjector, fields: ProjectorFields, folder: Path) -> None:
-    """Write config and sharded safetensors of model and projector together."""
+def save_config(model: PreTrainedModel, fields: ProjectorFields, folder: Path) -> None:
+    """Write config and generation config, the projector's fields included."""
     fields.write(model.config)
     model.config.architectures = [type(model).__name__]
-    model.config.dtype = model.dtype
+    model.config.dtype = model.get_input_embeddings().weight.dtype
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
+
+
+def save_weights(model: PreTrainedModel, projector: ReasoningProjector, folder: Path) -> None:
+    """Write sharded safetensors of model and projector together."""
     tensors = _untied(model)
     tensors.update({PROJECTOR_PREFIX + name: tensor for name, tensor in projector.state_dict().items()})
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, folder)

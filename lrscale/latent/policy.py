@@ -19,7 +19,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from lrscale.latent.backbone import Backbone, disable_dropout
 from lrscale.latent.decode import DecodeOptions, Decoder
 from lrscale.latent.expand import LatentMode, expand_rows
-from lrscale.latent.hf_layout import ProjectorFields, dtype_of, load_base, load_projector_tensors, save_model
+from lrscale.latent.hf_layout import (
+    ProjectorFields,
+    dtype_of,
+    load_base,
+    load_projector_tensors,
+    save_config,
+    save_weights,
+)
 from lrscale.latent.layout import PackedRows, Spans, gather_positions, pack_rows
 from lrscale.latent.marker import MarkerDetector
 from lrscale.latent.marker_tokens import ensure_marker_tokens
@@ -170,8 +177,13 @@ class LatentPolicy(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, projector, config and tokenizer in the Hugging Face layout."""
+        self.save_config(Path(folder))
+        save_weights(self.model, self.projector, Path(folder))
+
+    def save_config(self, folder: Path) -> None:
+        """Everything but the weights: config, generation config, tokenizer."""
         fields = ProjectorFields(len(self.projector), self.max_latent_steps, self.projector.kind)
-        save_model(self.model, self.projector, fields, Path(folder))
+        save_config(self.model, fields, folder)
         self.tokenizer.save_pretrained(folder)
 
     def enable_checkpointing(self) -> None:

@@ -5,12 +5,11 @@ traces -> projector_sft -> arm 1: evaluate, RL, evaluate -> arm 2: the same from
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from lrscale.latent import LatentPolicy
 from lrscale.parallel.build import load_frozen
-from lrscale.parallel.checkpoint import sync
+from lrscale.parallel.export import export_model
 from lrscale.stages import projector_sft, rl, traces
 from lrscale.stages.evaluate import evaluate_and_record
 from lrscale.stages.journal import Journal
@@ -23,7 +22,7 @@ def run_stages(parts: Parts) -> None:
     """Everything the recipe's `stages.run` names that is not done yet."""
     check_lengths(parts)
     run = parts.recipe.stages.run
-    journal = Journal(parts.run_dir / "checkpoints", parts.engine, parts.log.metrics)
+    journal = Journal(parts.run_dir / "checkpoints", parts.engine, parts.log.metrics, parts.recipe.checkpoints)
     if traces.STAGE in run and not journal.is_done(traces.STAGE):
         traces.collect_traces(parts)
         journal.finish(traces.STAGE)
@@ -75,19 +74,9 @@ def reference_policy(parts: Parts) -> LatentPolicy | None:
     if rl.STAGE not in recipe.stages.run or not recipe.stages.rl.kl.coefficient:
         return None
     reference = load_frozen(recipe, parts.engine.lockstep, read_ds_config(parts.run_dir))
-    for parameter in reference.parameters():
-        parameter.requires_grad = False
     return reference
 
 
 def save_model(parts: Parts, name: str) -> None:
     """models/NAME in the Hugging Face layout, whole or not at all, on the disk for good on return."""
-    target = parts.run_dir / "models" / name
-    temporary = target.with_name(f".tmp-{name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    parts.policy.save_pretrained(temporary)
-    for path in (*temporary.iterdir(), temporary):
-        sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    sync(target.parent)
+    export_model(parts.engine, parts.run_dir / "models" / name)

@@ -124,7 +124,9 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
             if step % config.checkpoint_every == 0 or step == config.steps:
                 totals.tick()
                 size = buffer.size_bytes if buffer is not None else 0
-                run.journal.save(arm, step, {"totals": totals.to_json(), "refresh_bytes": size})
+                run.journal.save(
+                    arm, step, {"totals": totals.to_json(), "refresh_bytes": size}, score=metrics["reward_mean"]
+                )
             timer.take()
 
 

@@ -131,11 +131,7 @@ def test_load_starts_untrained_groups_afresh(tmp_path):
     engine = small_engine()
     update(engine, "projector", 1)
     engine.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "engine.json",
-        "optimizer-projector.safetensors",
-        "weights.safetensors",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine.json", "rank-00000.safetensors"]
     update(engine, "base", 2)
     first = weights(engine)
     update(engine, "base", 3)
@@ -149,7 +145,7 @@ def test_tied_weights_are_saved_once(tmp_path):
     engine = small_engine()
     names = [name for name, _ in engine.full_parameters()]
     assert "embed.weight" in names and "head.weight" not in names
-    assert set(engine.state_tensors()["weights"]) == {*names, "scale"}
+    assert {piece.name for piece in engine.local_state()} == {f"weights/{name}" for name in (*names, "scale")}
     engine.save(tmp_path)
 
 
@@ -169,7 +165,7 @@ def test_non_finite_stops_before_anything_moves():
     engine = small_engine()
     update(engine, "base", 0)
     before = weights(engine)
-    moments = {name: t.clone() for name, t in engine.state_tensors()["optimizer-base"].items()}
+    moments = {piece.name: piece.values.clone() for piece in engine.local_state()}
     with engine.training("base"), pytest.raises(NonFiniteError, match="loss is nan"):
         engine.backward(engine.policy.loss(1) * math.nan)
     with engine.training("base"), pytest.raises(NonFiniteError, match=r"base.*mlp.weight.*no weight"):
@@ -177,7 +173,7 @@ def test_non_finite_stops_before_anything_moves():
         engine.policy.model.mlp.weight.grad[0, 0] = math.inf
         engine.step("base", learning_rate=1.0, max_grad_norm=1.0)
     assert same(weights(engine), before)
-    assert same(engine.state_tensors()["optimizer-base"], moments)
+    assert same({piece.name: piece.values for piece in engine.local_state()}, moments)
 
 
 def test_interrupted_update_leaves_no_gradients():
