@@ -215,3 +215,9 @@ def _short(error: Exception) -> str:
     """The first line of a library's message: the rest is advice about that library."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".:")
+
+
+@_quiet_hub()
+def hidden_size_of(model: ModelConfig) -> int:
+    """A model's width, from its configuration. ValueError as `load_policy`."""
+    return int(_load_config(_source(model.path), model.path).get_text_config().hidden_size)

@@ -29,6 +29,7 @@ from lrscale.config.errors import RecipeError
 from lrscale.config.load import read_recipe
 from lrscale.config.recipe import Recipe
 from lrscale.parallel.checkpoint import CheckpointError
+from lrscale.parallel.ds_config import settled
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.parallel.lockstep import Lockstep, PeerError
 from lrscale.parallel.ranks import Ranks
@@ -37,7 +38,7 @@ from lrscale.report.metrics import MetricsDamaged
 from lrscale.report.table import print_summary
 from lrscale.reward.scorer import RewardBudgetError
 from lrscale.stages.attempts import LockedError, Voice, locked, logged_to, new_attempt, termination_interrupts
-from lrscale.stages.parts import build_parts
+from lrscale.stages.parts import build_parts, read_ds_config
 from lrscale.stages.pipeline import run_stages
 from lrscale.stages.rollout_io import StateDamagedError, write_json
 from lrscale.stages.run_log import logger
@@ -197,6 +198,7 @@ def explained(error: Exception, voice: Voice, folder: Path) -> tuple[int, str]:
 
 def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep) -> None:
     """Build the parts, run the stages, report."""
+    lockstep.on_main(lambda: _settle_ds_config(run_dir, recipe))
     parts = build_parts(recipe, run_dir, lockstep)
     try:
         run_stages(parts)
@@ -206,6 +208,15 @@ def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep) -> None:
     if lockstep.ranks.is_main:
         write_json(run_dir / "done.json", {"arms": list(recipe.stages.rl.arms), "finished": time.time()})
         conclude(run_dir, recipe, rewrite=True)
+
+
+def _settle_ds_config(run_dir: Path, recipe: Recipe) -> None:
+    """In the file itself, which then says what the run ran with."""
+    config = read_ds_config(run_dir)
+    if recipe.parallel.kind == "zero3" and config is not None:
+        complete = settled(config, recipe.model)
+        if complete is not config:
+            write_json(run_dir / "ds_config.json", complete)
 
 
 def conclude(run_dir: Path, recipe: Recipe, *, rewrite: bool) -> None:
