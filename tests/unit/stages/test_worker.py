@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,10 @@ def test_a_skipped_checkpoint_is_told_on_the_terminal(tmp_path: Path, capsys: py
     assert capsys.readouterr().err == "warning: checkpoint b is damaged\n"
     log = (tmp_path / "log").read_text(encoding="utf-8")
     assert "checkpoint b is damaged" in log and "of a library" in log
+
+
+def test_one_process_does_without_deepspeed():
+    """Locks out seconds of import, and a worker that does not start where DeepSpeed is not to be had."""
+    code = "import sys, lrscale.stages.worker; print('deepspeed' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
