@@ -222,6 +222,13 @@ class Zero3Engine:
                 yield prefix + name, parameter
 
 
+def attach_inference_hooks(policy: LatentPolicy, ds_config: dict[str, Any]) -> None:
+    """Let the modules of a policy that is never trained gather their parameters as they run."""
+    for module in (policy.model, policy.projector):
+        module.eval()
+        deepspeed.initialize(model=module, config=ds_config)
+
+
 @contextmanager
 def _trainable(parameter: nn.Parameter) -> Iterator[None]:
     """DeepSpeed shows the optimizer state of parameters that require gradients only."""

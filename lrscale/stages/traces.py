@@ -37,6 +37,7 @@ def collect_traces(parts: Parts) -> None:
     total: dict[str, Any] = {}
     there = set(lockstep.on_main(lambda: [i for i in range(len(batches)) if part_path(parts.run_dir, i).is_file()]))
     done = sum(len(batches[index]) for index in there)
+    parts.rollouts.load_weights(parts.engine.full_parameters(), version=0)
     timer = phase_timer(parts.policy, "rollout", "score")
     with parts.log.progress(STAGE, len(chosen), unit="prompts", done=done) as progress:
         for index, batch in enumerate(batches):
