@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lrscale.config.recipe import Recipe
+from lrscale.latent.pace import ALONE
 from lrscale.parallel.engine import Engine
 from lrscale.parallel.loading import checked_source, load_policy
 from lrscale.parallel.lockstep import Lockstep
@@ -24,6 +25,13 @@ def build_engine(recipe: Recipe, lockstep: Lockstep, ds_config: dict[str, Any] |
     `ds_config` is DeepSpeed's, every value resolved; needed for zero3. ValueError as `load_policy`.
     """
     set_threads(recipe.parallel.threads)
+    engine = _engine(recipe, lockstep, ds_config)
+    if not recipe.parallel.lockstep:
+        engine.policy.pace = ALONE
+    return engine
+
+
+def _engine(recipe: Recipe, lockstep: Lockstep, ds_config: dict[str, Any] | None) -> Engine:
     kind = recipe.parallel.kind
     if kind == "single":
         policy = load_policy(recipe.model, recipe.projector)

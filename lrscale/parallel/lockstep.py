@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lrscale.parallel.ranks import Ranks
+from lrscale.parallel.watchdog import Watchdog, open_store
 
 Result = TypeVar("Result")
 
@@ -33,6 +34,7 @@ class Lockstep:
     def __init__(self, ranks: Ranks, *, timeout: timedelta | None = None) -> None:
         """`torch.distributed` must be initialised where there is more than one rank."""
         self.ranks = ranks
+        self.watchdog: Watchdog | None = None
         self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world_size > 1 else None
 
     @property
@@ -43,6 +45,7 @@ class Lockstep:
         """Each count's maximum over all ranks. Every rank must call it, with as many counts."""
         if self.alone:
             return counts
+        self._meet()
         tensor = torch.tensor(counts, dtype=torch.long)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return tuple(tensor.tolist())
@@ -55,6 +58,7 @@ class Lockstep:
         """The same tensor summed over all ranks, on its own device, detached."""
         if self.alone:
             return value.detach().clone()
+        self._meet()
         summed = value.detach().cpu().clone()
         dist.all_reduce(summed, group=self._group)
         return summed.to(value.device)
@@ -63,6 +67,7 @@ class Lockstep:
         """Every rank's payload, in the order of ranks."""
         if self.alone:
             return [payload]
+        self._meet()
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.ranks.world_size)]
         dist.all_gather(sizes, torch.tensor([len(payload)]), group=self._group)
         longest = max(int(size) for size in sizes)
@@ -106,8 +111,27 @@ class Lockstep:
 
     @contextmanager
     def phase(self, name: str, *, step: int | None = None) -> Iterator[None]:
-        """Where this rank is, for whoever asks which rank the others wait for."""
-        yield
+        """Where this rank is, for the message about who is missing when ranks wait too long."""
+        if self.watchdog is None:
+            yield
+            return
+        with self.watchdog.phase(name if step is None else f"{name}, step {step}"):
+            yield
+
+    def tick(self) -> None:
+        """This rank moves: for loops that ask the others nothing for a long time."""
+        if self.watchdog is not None:
+            self.watchdog.tick()
+
+    def _meet(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.meet()
+
+    def watch(self, *, limit_s: float, on_stall: Callable[[str], None]) -> None:
+        """Start the watchdog, where there are other ranks. Collective."""
+        if not self.alone:
+            store = open_store(self.ranks, self.gather)
+            self.watchdog = Watchdog(self.ranks, store, limit_s=limit_s, on_stall=on_stall)
 
     def refuse(self, words: str | None, error: type[Exception]) -> None:
         """Raise `error` on every rank where any rank has `words` about something that must not go on."""

@@ -16,6 +16,8 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     """Rank within the node: the index of its GPU."""
+    host: str = "127.0.0.1"
+    """Where the main rank can be reached."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size or self.local_rank < 0:
@@ -31,8 +33,13 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """RANK, WORLD_SIZE and LOCAL_RANK as torchrun and accelerate set them; one process without them."""
-        return cls(rank=_integer("RANK", 0), world_size=_integer("WORLD_SIZE", 1), local_rank=_integer("LOCAL_RANK", 0))
+        """RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR as torchrun and accelerate set them; one process without them."""
+        return cls(
+            rank=_integer("RANK", 0),
+            world_size=_integer("WORLD_SIZE", 1),
+            local_rank=_integer("LOCAL_RANK", 0),
+            host=os.environ.get("MASTER_ADDR") or "127.0.0.1",
+        )
 
 
 def set_threads(threads: int | None) -> None:

@@ -123,7 +123,8 @@ def train_projector(
                 epoch_batches = (epoch, batches_of_epoch(parts, rows, training, epoch))
             rate = learning_rate_at(config.schedule, peak=training.learning_rate, step=step, total_steps=total)
             metrics = {"stage": STAGE, "arm": training.arm, "refresh": training.refresh, "step": step + 1}
-            metrics |= _optimizer_step(parts, epoch_batches[1][index], rate, training.where(step + 1))
+            with parts.engine.lockstep.phase(label, step=step + 1):
+                metrics |= _optimizer_step(parts, epoch_batches[1][index], rate, training.where(step + 1))
             metrics |= {"learning_rate": rate, "step_s": timer.take()["step_s"]}
             if step == first_step:
                 warn_about_scale(metrics["latent_scale"], label)

@@ -140,9 +140,12 @@ def prompts_of_step(parts: Parts, arm: Arm, step: int) -> list[Prompt]:
 def sample(parts: Parts, arm: Arm, prompts: Sequence[Prompt], step: int, timer: PhaseTimer) -> list[RolloutGroup]:
     """The step's groups; engines that shard make room on the accelerator for it."""
     plan = SamplingPlan(seed=stream_seed(parts.recipe.seed, STAGE, step), mode=ARMS[arm].mode)
-    parts.engine.offload_states()
+    offload = parts.recipe.parallel.offload_between_phases
+    if offload:
+        parts.engine.offload_states()
     groups_P = parts.sampler.groups(prompts, parts.recipe.stages.rl.group_size, plan, timer)
-    parts.engine.reload_states()
+    if offload:
+        parts.engine.reload_states()
     return groups_P
 
 

@@ -97,6 +97,7 @@ class Sampler:
                 with timer.phase("score"):
                     self.scorer.submit(index, prompt, rollout, self.text(rollout))
                 progress.advance()
+                self.lockstep.tick()
         with timer.phase("score"), self.lockstep.phase("score"):
             scores = self.scorer.drain()
             samples = exchange(self.lockstep, {index: Sample(found[index], scores[index]) for index in mine})

@@ -126,15 +126,24 @@ def attempt(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice) -> 
     log = folder / f"rank{ranks.rank}.log"
     with logged_to(log), voice.hushed(log):
         started = time.time()
+
+        def end(code: int, reason: str) -> None:
+            ending = {"code": code, "reason": reason, "started": started, "ended": time.time()}
+            names = ["exit.json"] if ranks.is_main else []
+            names += [f"rank{ranks.rank}-exit.json"] if ranks.world_size > 1 else []
+            for name in names:
+                try:
+                    write_json(folder / name, ending)
+                except OSError as error:  # the run's own ending counts
+                    voice.say(f"warning: {folder / name} cannot be written: {error}")
+
+        def stalled(message: str) -> None:
+            voice.fail(f"error: {message}", folder)
+            end(FAILED, message)
+
+        lockstep.watch(limit_s=recipe.parallel.stall_limit_s, on_stall=stalled)
         code, reason = guarded_run(run_dir, recipe, lockstep, voice, folder)
-        ending = {"code": code, "reason": reason, "started": started, "ended": time.time()}
-        names = ["exit.json"] if ranks.is_main else []
-        names += [f"rank{ranks.rank}-exit.json"] if ranks.world_size > 1 else []
-        for name in names:
-            try:
-                write_json(folder / name, ending)
-            except OSError as error:  # the run's own ending counts
-                voice.say(f"warning: {folder / name} cannot be written: {error}")
+        end(code, reason)
     return code
 
 

@@ -1,0 +1,31 @@
+"""A job whose ranks wait for each other ends and names who is missing, instead of hanging until somebody looks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.distributed.ranks import launch
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("case", "missing"),
+    [
+        ("early", "rank 1 (in update, step 12"),
+        ("busy", "rank 1 (in update, step 12 > score, step 12"),
+        ("killed", "rank 1 (no sign of life)"),
+    ],
+)
+def test_the_missing_rank_is_named(case: str, missing: str):
+    """An NCCL time-out two hours later says which collective, never which rank or why."""
+    outcome = launch("stall", case, timeout_s=90)
+    assert outcome.code not in (0, None), "the job must end, and not as if all were well"
+    told = [result["message"] for result in outcome.results if result["rank"] == 0]
+    assert len(told) == 1 and "in update, step 12; missing: " in told[0]
+    assert missing in told[0]
+
+
+def test_slow_ranks_that_move_are_left_alone():
+    outcome = launch("stall", "slow", timeout_s=90)
+    assert outcome.code == 0 and [result["message"] for result in outcome.results] == ["done", "done"]
