@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Required, TypedDict, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lrscale.latent.backbone import Backbone, disable_dropout
-from lrscale.latent.decode import DecodeOptions, Decoder
+from lrscale.latent.decode import Decoder
 from lrscale.latent.expand import LatentMode, expand_rows
+from lrscale.latent.generation import Generation, decode_options, even_batches
 from lrscale.latent.hf_layout import (
     ProjectorFields,
     dtype_of,
@@ -33,7 +33,6 @@ from lrscale.latent.marker_tokens import ensure_marker_tokens
 from lrscale.latent.pace import ALONE, Pace
 from lrscale.latent.projector import ProjectorKind, ReasoningProjector
 from lrscale.latent.replay import fit_spans, projector_inputs, replay_rows
-from lrscale.latent.sampling import SamplingOptions
 from lrscale.latent.stream import LatentStream
 from lrscale.records import Rollout
 
@@ -57,32 +56,6 @@ class TokenOutput:
     def logits_BTV(self) -> Tensor:
         """[B, T, V] all at once; `LatentPolicy.token_logprobs` is the way that bounds memory."""
         return self.head(self.hidden_BTH)
-
-
-class Generation(TypedDict, total=False):
-    """Options of `generate` and `iter_generate`; only `max_new_tokens` is required."""
-
-    max_new_tokens: Required[int]
-    """Positions a completion may take: discrete tokens plus latent steps."""
-    min_new_tokens: int
-    """No stop token is drawn before so many positions; 0 by default."""
-    temperature: float
-    """1 by default; 0 takes the most likely token."""
-    top_p: float
-    top_k: int
-    """0, the default, keeps the whole vocabulary."""
-    seed: int
-    row_keys: Sequence[int] | None
-    """One integer a prompt, naming its random stream; its index where None. A row's draws depend on the
-    seed and its key alone, not on what else is in the batch."""
-    stop_ids: Sequence[int] | None
-    """The model's own where None."""
-    mode: LatentMode
-    """`real` by default."""
-    policy_version: int
-    """Written into the rollouts."""
-    batch_rows: int
-    """Sequences decoded side by side; 256 by default. One more where a shuffled row would be left alone."""
 
 
 class LatentPolicy(nn.Module):
@@ -324,13 +297,13 @@ class LatentPolicy(nn.Module):
         for index, prompt in enumerate(ids):
             if not prompt:
                 raise ValueError(f"prompt {index} has no tokens")
-        decoding = self._decode_options(options)
+        decoding = decode_options(options, self.stop_ids)
         inside = (sum(span.steps for span in self.detector.find(prompt)) for prompt in ids)
         positions = max((len(prompt) + steps for prompt, steps in zip(ids, inside, strict=True)), default=0)
         self.backbone.check_positions(positions + decoding.max_new_tokens)
         decoder = Decoder(self.backbone, self.projector, self.detector, decoding, self.pace)
         least = 2 if decoding.mode == "shuffled" else 1
-        batches = _even_batches(len(ids), batch_rows, least=least)
+        batches = even_batches(len(ids), batch_rows, least=least)
         (most_batches,) = self.pace.most(len(batches))
         for batch in batches:
             for index, rollout in decoder.run(ids[batch], keys[batch]):
@@ -338,24 +311,6 @@ class LatentPolicy(nn.Module):
         for _ in range(most_batches - len(batches)):
             for _ in decoder.run([[0]] * least, range(least)):
                 pass  # other ranks have one more batch: their forwards need this rank's part of the weights
-
-    def _decode_options(self, options: Generation) -> DecodeOptions:
-        unknown = sorted(set(options) - set(Generation.__annotations__))
-        if unknown:
-            raise ValueError(f"generate has no option {unknown[0]!r}; it has {', '.join(Generation.__annotations__)}")
-        if "max_new_tokens" not in options:
-            raise ValueError("generate needs max_new_tokens: the most positions a completion may take")
-        stop_ids = options.get("stop_ids")
-        sampling = {name: options[name] for name in ("temperature", "top_p", "top_k") if name in options}
-        passed = {
-            name: options[name] for name in ("min_new_tokens", "seed", "mode", "policy_version") if name in options
-        }
-        return DecodeOptions(
-            max_new_tokens=options["max_new_tokens"],
-            stop_ids=self.stop_ids if stop_ids is None else tuple(stop_ids),
-            sampling=SamplingOptions(**sampling),
-            **passed,
-        )
 
     def scale_ratio(self, latents: Sequence[Tensor] | Tensor, embedding_rms: float | None = None) -> float:
         """rms(latent) / rms(embedding): near 1 where latents look like inputs; nan without latents.
@@ -393,13 +348,6 @@ def _positions(packed: PackedRows, spans: Sequence[Spans]) -> int:
     """Longest row in positions, latents included."""
     lengths = packed.lengths_B.tolist()
     return max(n + sum(span.steps for span in row) for n, row in zip(lengths, spans, strict=True))
-
-
-def _even_batches(rows: int, batch_rows: int, *, least: int) -> list[slice]:
-    """As few batches of about `batch_rows` as there must be, nearly equal, none below `least` rows where that can be."""
-    count = min(-(-rows // batch_rows), max(1, rows // least))
-    cuts = [rows * index // count for index in range(count + 1)] if rows else [0]
-    return [slice(start, stop) for start, stop in pairwise(cuts)]
 
 
 def _wanted_fields(

@@ -21,7 +21,7 @@ from lrscale.parallel.engine import Engine, ParameterGroup
 from lrscale.stages.lite_rows import LiteRow
 from lrscale.stages.projector_sft import _optimizer_step
 from lrscale.stages.update import Row, UpdateSettings, update_policy
-from tests.distributed.programs.common import build, report, start, uneven_rows
+from tests.distributed.programs.job import build, report, start, uneven_rows
 
 MICRO_BATCH_TOKENS = 150
 """Small, so that an update takes several micro-batches, and ranks a different number of rows in each."""

@@ -15,8 +15,8 @@ import torch
 from lrscale.latent import LatentPolicy
 from lrscale.parallel.engine import Engine
 from lrscale.parallel.export import export_model
-from tests.distributed.programs.common import build, report, start, uneven_rows
 from tests.distributed.programs.equality import lite, projector_step, rl_rows, rl_step
+from tests.distributed.programs.job import build, report, start, uneven_rows
 
 ROLLOUT_POLICY = Path(__file__).parents[3] / "lrscale/tasks/assets/tiny_base"
 

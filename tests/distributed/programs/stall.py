@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from tests.distributed.programs.common import report, start
+from tests.distributed.programs.job import report, start
 
 LIMIT_S = 3.0
 

@@ -12,7 +12,7 @@ import torch
 
 from lrscale.latent.pace import ALONE
 from lrscale.stages.batching import padded
-from tests.distributed.programs.common import build, report, start, uneven_rows
+from tests.distributed.programs.job import build, report, start, uneven_rows
 
 
 def main() -> None:
