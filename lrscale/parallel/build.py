@@ -12,6 +12,7 @@ from lrscale.latent.pace import ALONE
 from lrscale.parallel.engine import Engine
 from lrscale.parallel.loading import checked_source, load_policy
 from lrscale.parallel.lockstep import Lockstep
+from lrscale.parallel.order import OrderCheck
 from lrscale.parallel.ranks import set_threads
 from lrscale.parallel.single import SingleEngine
 
@@ -28,6 +29,8 @@ def build_engine(recipe: Recipe, lockstep: Lockstep, ds_config: dict[str, Any] |
     engine = _engine(recipe, lockstep, ds_config)
     if not recipe.parallel.lockstep:
         engine.policy.pace = ALONE
+    if recipe.parallel.check_order and not lockstep.alone:
+        engine.order = OrderCheck(engine.policy)
     return engine
 
 

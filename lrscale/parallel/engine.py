@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lrscale.parallel.lockstep import Lockstep
+from lrscale.parallel.order import OrderCheck
 from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.shards import Piece
 
@@ -43,6 +44,8 @@ class Engine(Protocol):
     ranks: Ranks
     lockstep: Lockstep
     device: torch.device
+    order: OrderCheck | None
+    """Debugging (`parallel.check_order`): compared over ranks before every optimizer step."""
 
     def training(self, group: ParameterGroup) -> AbstractContextManager[None]:
         """Within it only this group takes gradients and is in train() mode; restored afterwards."""

@@ -24,6 +24,7 @@ from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
 from lrscale.parallel.engine_state import load_state, save_state
 from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.optimizer import GroupOptimizer
+from lrscale.parallel.order import OrderCheck
 from lrscale.parallel.shards import Piece
 from lrscale.parallel.turns import state_buffers, training_turn
 
@@ -45,6 +46,7 @@ class Fsdp2Engine:
         self.ranks = lockstep.ranks
         self.device: torch.device = policy.device
         policy.pace = lockstep
+        self.order: OrderCheck | None = None
         self._config = optimisation
         self._optimizers: dict[ParameterGroup, GroupOptimizer] = {}
         self._turn: ParameterGroup | None = None
@@ -70,6 +72,8 @@ class Fsdp2Engine:
         self.lockstep.refuse(words and f"{words}; no weight was changed", NonFiniteError)
 
     def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:
+        if self.order is not None:
+            self.order.compare(self.lockstep)
         try:
             return self._optimizer(group).step(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
         except NonFiniteError as error:

@@ -16,6 +16,7 @@ from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
 from lrscale.parallel.engine_state import load_state, save_state
 from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.optimizer import GroupOptimizer
+from lrscale.parallel.order import OrderCheck
 from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.shards import Piece
 from lrscale.parallel.turns import training_turn
@@ -37,6 +38,7 @@ class SingleEngine:
         self.policy = policy
         self.ranks = ranks
         self.lockstep = Lockstep(ranks)
+        self.order: OrderCheck | None = None
         self.device: torch.device = next(policy.model.parameters()).device
         self._config = optimisation
         self._optimizers: dict[ParameterGroup, GroupOptimizer] = {}

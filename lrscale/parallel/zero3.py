@@ -30,6 +30,7 @@ from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
 from lrscale.parallel.engine_state import load_state, save_state
 from lrscale.parallel.lockstep import Lockstep
+from lrscale.parallel.order import OrderCheck
 from lrscale.parallel.sharded_loading import partition_range
 from lrscale.parallel.shards import Piece
 from lrscale.parallel.turns import state_buffers, training_turn
@@ -66,6 +67,7 @@ class Zero3Engine:
         self.ranks = lockstep.ranks
         self.device: torch.device = policy.device
         policy.pace = lockstep
+        self.order: OrderCheck | None = None
         self._engines = {group: self._initialise(group, optimisation, ds_config) for group in GROUPS}
 
     @contextmanager
@@ -92,6 +94,8 @@ class Zero3Engine:
         self.lockstep.refuse(words and f"{words}; no weight was changed", NonFiniteError)
 
     def step(self, group: ParameterGroup, *, learning_rate: float, max_grad_norm: float) -> float:
+        if self.order is not None:
+            self.order.compare(self.lockstep)
         engine = self._engines[group]
         engine.optimizer.clip_grad = max_grad_norm
         for settings in engine.optimizer.param_groups:

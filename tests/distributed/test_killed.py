@@ -45,7 +45,8 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 def _ranks(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     try:
         children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if child.cmdline()[2:5] == ["lrscale.stages", "worker", "runs/killed"]]
+        lines = {child: child.cmdline() for child in children}
+        return [child for child, line in lines.items() if "worker" in line and "lrscale.parallel.agent" not in line]
     except psutil.NoSuchProcess:
         return []
 
