@@ -103,6 +103,18 @@ def evaluate(
     raise typer.Exit(code)
 
 
+@app.command("replay-step")
+def replay_step(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    step: Annotated[str | None, typer.Option(help="A folder in RUN/failed; default: the newest.")] = None,
+) -> None:
+    """Find the row and the module that made an update of a run not finite."""
+    from lrscale.launch.local import run_module
+
+    arguments = [str(run), *(["--step", step] if step else [])]
+    raise typer.Exit(run_module("lrscale.stages", ["replay-step", *arguments], say=say))
+
+
 @app.command()
 def generate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run directory, model folder or hub id.")],

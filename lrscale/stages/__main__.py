@@ -1,4 +1,4 @@
-"""python -m lrscale.stages worker|evaluate|generate ARGUMENTS: that module's main, quiet when stopped early.
+"""python -m lrscale.stages worker|evaluate|generate|replay-step ARGUMENTS: that module's main, quiet when stopped early.
 
 Loading torch takes seconds, in which a Ctrl-C would end in a traceback through somebody's imports.
 """
@@ -12,7 +12,7 @@ import sys
 import warnings
 from types import FrameType
 
-MODULES = ("worker", "evaluate", "generate")
+MODULES = ("worker", "evaluate", "generate", "replay-step")
 INTERRUPTED = 130
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:  # nohup and the like
         signal.signal(signal.SIGINT, _leave)
-    module = importlib.import_module(f"lrscale.stages.{sys.argv[1]}")
+    module = importlib.import_module(f"lrscale.stages.{sys.argv[1].replace('-', '_')}")
     signal.signal(signal.SIGINT, before)
     warnings.filterwarnings("default", category=UserWarning)
     try:

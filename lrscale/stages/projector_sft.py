@@ -19,6 +19,7 @@ from lrscale.report.timing import step_line
 from lrscale.stages.alignment import align_projector
 from lrscale.stages.batching import padded, rounds
 from lrscale.stages.clock import phase_timer
+from lrscale.stages.failed_step import keep_failed
 from lrscale.stages.heldout import heldout_losses
 from lrscale.stages.journal import Journal
 from lrscale.stages.lite_rows import LiteRow, lite_rows, split_heldout, with_marker_prompts
@@ -124,7 +125,11 @@ def train_projector(
             rate = learning_rate_at(config.schedule, peak=training.learning_rate, step=step, total_steps=total)
             metrics = {"stage": STAGE, "arm": training.arm, "refresh": training.refresh, "step": step + 1}
             with parts.engine.lockstep.phase(label, step=step + 1):
-                metrics |= _optimizer_step(parts, epoch_batches[1][index], rate, training.where(step + 1))
+                batch = epoch_batches[1][index]
+                try:
+                    metrics |= _optimizer_step(parts, batch, rate, training.where(step + 1))
+                except NonFiniteError as error:
+                    raise keep_failed(parts, batch, error, arm=training.arm, step=step + 1) from error
             metrics |= {"learning_rate": rate, "step_s": timer.take()["step_s"]}
             if step == first_step:
                 warn_about_scale(metrics["latent_scale"], label)

@@ -21,12 +21,14 @@ from torch import Tensor
 from lrscale.config.stages import Arm
 from lrscale.latent import LatentPolicy
 from lrscale.objective import count_groups_without_signal, group_advantages, learning_rate_at
+from lrscale.parallel.engine import NonFiniteError
 from lrscale.records import Prompt, RolloutGroup, Score
 from lrscale.report.timing import PhaseTimer, step_line
 from lrscale.rollout.engine import SamplingPlan
 from lrscale.stages.audit import audit_drift
 from lrscale.stages.clock import phase_timer
 from lrscale.stages.evaluate import evaluate_and_record
+from lrscale.stages.failed_step import keep_failed
 from lrscale.stages.journal import Journal
 from lrscale.stages.lite_rows import LiteRow
 from lrscale.stages.parts import Parts
@@ -35,7 +37,7 @@ from lrscale.stages.randomness import stream_seed, take_cyclic
 from lrscale.stages.refresh import RefreshBuffer, refresh_projector, refreshes, steps_per_epoch
 from lrscale.stages.rollout_io import save_groups
 from lrscale.stages.sampling import ARMS, completion_markers, is_right, mean
-from lrscale.stages.update import Row, UpdateSettings, scored_rows, update_policy
+from lrscale.stages.update import Row, UpdateResult, UpdateSettings, scored_rows, update_policy
 
 STAGE = "rl"
 
@@ -105,9 +107,7 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
             rows = scored_rows(groups_P, advantages_PG)
             rate = learning_rate_at(config.schedule, peak=config.learning_rate, step=step - 1, total_steps=config.steps)
             with timer.phase("update"), lockstep.phase("update", step=step):
-                result = update_policy(
-                    parts.engine, rows, settings(parts, arm), step=step, learning_rate=rate, reference=run.reference
-                )
+                result = update(run, rows, step, rate)
             with timer.phase("refresh"), lockstep.phase("refresh", step=step):
                 buffer = refresh_after(run, step, groups_P, buffer, totals)
             with timer.phase("publish"), lockstep.phase("publish", step=step):
@@ -147,6 +147,22 @@ def sample(parts: Parts, arm: Arm, prompts: Sequence[Prompt], step: int, timer: 
     if offload:
         parts.engine.reload_states()
     return groups_P
+
+
+def update(run: ArmRun, rows: Sequence[Row], step: int, learning_rate: float) -> UpdateResult:
+    """The step's optimizer steps; what was not finite is kept for `lrscale replay-step`."""
+    parts, arm = run.parts, run.arm
+    try:
+        return update_policy(
+            parts.engine,
+            rows,
+            settings(parts, arm),
+            step=step,
+            learning_rate=learning_rate,
+            reference=run.reference,
+        )
+    except NonFiniteError as error:
+        raise keep_failed(parts, rows, error, arm=arm, step=step) from error
 
 
 def refresh_after(
