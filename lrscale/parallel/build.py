@@ -44,11 +44,17 @@ def _engine(recipe: Recipe, lockstep: Lockstep, ds_config: dict[str, Any] | None
 
         policy = load_zero3(recipe, ds_config)
         return Zero3Engine(policy, recipe.optimisation, lockstep=lockstep, ds_config=_needed(ds_config))
-    from lrscale.parallel.fsdp2 import Fsdp2Engine, shard_policy
+    from lrscale.parallel.fsdp2 import Fsdp2Engine
 
-    policy = load_policy(recipe.model, recipe.projector)
-    shard_policy(policy)
-    return Fsdp2Engine(policy, recipe.optimisation, lockstep=lockstep)
+    return Fsdp2Engine(load_fsdp2_policy(recipe), recipe.optimisation, lockstep=lockstep)
+
+
+def load_fsdp2_policy(recipe: Recipe) -> LatentPolicy:
+    """The recipe's policy, sharded by FSDP2."""
+    from lrscale.parallel.fsdp2_loading import load_fsdp2
+
+    source, tokenizer, device = checked_source(recipe.model, recipe.projector)
+    return _with_options(load_fsdp2(source, tokenizer, recipe.model, recipe.projector, device=device), recipe)
 
 
 def load_zero3(recipe: Recipe, ds_config: dict[str, Any] | None) -> LatentPolicy:
@@ -59,6 +65,10 @@ def load_zero3(recipe: Recipe, ds_config: dict[str, Any] | None) -> LatentPolicy
     policy = load_sharded(
         source, tokenizer, recipe.model, recipe.projector, ds_config=_needed(ds_config), device=device
     )
+    return _with_options(policy, recipe)
+
+
+def _with_options(policy: LatentPolicy, recipe: Recipe) -> LatentPolicy:
     policy.logits_mib = recipe.model.logits_mib
     if recipe.model.gradient_checkpointing:
         policy.enable_checkpointing()
@@ -67,19 +77,16 @@ def load_zero3(recipe: Recipe, ds_config: dict[str, Any] | None) -> LatentPolicy
 
 def load_frozen(recipe: Recipe, lockstep: Lockstep, ds_config: dict[str, Any] | None) -> LatentPolicy:
     """A second policy that is never trained (the reference of a KL term), sharded as the engine's is."""
-    if recipe.parallel.kind != "zero3":
-        policy = load_policy(recipe.model, recipe.projector)
-    else:
+    if recipe.parallel.kind == "single":
+        return load_policy(recipe.model, recipe.projector).requires_grad_(False)
+    if recipe.parallel.kind == "zero3":
         from lrscale.parallel.zero3 import attach_inference_hooks
 
         policy = load_zero3(recipe, ds_config)
         attach_inference_hooks(policy, _needed(ds_config))
-        policy.pace = lockstep
-    if recipe.parallel.kind == "fsdp2":
-        from lrscale.parallel.fsdp2 import shard_policy
-
-        shard_policy(policy)
-        policy.pace = lockstep
+    else:
+        policy = load_fsdp2_policy(recipe)
+    policy.pace = lockstep
     return policy.requires_grad_(False)
 
 

@@ -160,13 +160,13 @@ class Fsdp2Engine:
                 yield prefix + name, parameter
 
 
-def shard_policy(policy: LatentPolicy, *, fp32_reduce: bool = True) -> None:
+def shard_policy(policy: LatentPolicy, *, device_type: str) -> None:
     """Shard every unit of the policy over all ranks, in place.
 
     Gradients are reduced in float32: summing hundreds of ranks in bfloat16 loses the small ones.
     """
-    mesh = init_device_mesh(policy.device.type, (dist.get_world_size(),))
-    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if fp32_reduce else None)
+    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for unit in units(policy):
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
 

@@ -2,7 +2,7 @@
 
     config -> model inside zero.Init (every parameter partitioned as it is made)
            -> each rank reads its own flat range of every tensor from the safetensors files
-           -> projector: a block at a time, cloned from the gathered last MLP or read from the checkpoint
+           -> projector: a block at a time, read from the checkpoint or cloned from the last MLP
 
 transformers' own loading under ZeRO-3 reads all files into the memory of every rank (eight 70B models a node);
 here the files are read once in all, a part by each rank.
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +31,7 @@ from lrscale.latent import LatentPolicy, ReasoningProjector
 from lrscale.latent.backbone import Backbone
 from lrscale.latent.hf_layout import PROJECTOR_PREFIX, ProjectorFields, dtype_of, weight_files
 from lrscale.parallel.shards import Tensors, WholeFiles
+from lrscale.parallel.stored_names import block_tensor, generation_config, name_of, stored_names
 
 
 def load_sharded(
@@ -57,10 +57,13 @@ def load_sharded(
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     tensors = WholeFiles(weight_files(source))
     base = _partitioned_model(config, model, ds_config, device)
-    _read_partitions(base, tensors, base_prefix=base.base_model_prefix)
+    names = stored_names(base, tensors, lambda parameter: parameter.ds_shape)
+    for name, parameter in base.named_parameters():
+        if name in names:
+            fill_partition(parameter, tensors, names[name])
     base.tie_weights()
-    base.generation_config = _generation_config(source, config)
-    blocks = _projector(base, config, projector, tensors, ds_config, device)
+    base.generation_config = generation_config(source, config)
+    blocks = _projector(base, config, projector, tensors, names, ds_config)
     policy = LatentPolicy(base, tokenizer, blocks, max_latent_steps=projector.max_latent_steps)
     _check_partitioned(policy)
     return policy
@@ -82,28 +85,6 @@ def _partitioned_model(
     return base
 
 
-def _read_partitions(base: PreTrainedModel, tensors: Tensors, *, base_prefix: str) -> None:
-    """Fill every parameter's partition; names are the model's own, with or without the base model's prefix."""
-    names = set(tensors.names())
-    tied = set(base.all_tied_weights_keys) if base.config.get_text_config().tie_word_embeddings else set()
-    lacking = []
-    for name, parameter in base.named_parameters():
-        stored = name if name in names else name.removeprefix(f"{base_prefix}.")
-        if stored not in names:
-            if name not in tied:
-                lacking.append(name)
-        elif tuple(tensors.shape(stored)) != tuple(parameter.ds_shape):
-            lacking.append(f"{name} ({list(tensors.shape(stored))}, needed {list(parameter.ds_shape)})")
-        else:
-            fill_partition(parameter, tensors, stored)
-    if lacking:
-        raise ValueError(
-            f"the checkpoint lacks {len(lacking)} tensors that {type(base).__name__} needs, or holds them in another "
-            f"shape: {', '.join(lacking[:3])}. It is damaged or belongs to another config.json; if it was saved in "
-            "another layout, load it once with transformers and save it again"
-        )
-
-
 def fill_partition(parameter: nn.Parameter, tensors: Tensors, name: str) -> None:
     """Read this rank's flat range of a tensor into the parameter's partition."""
     start, stop = partition_range(parameter)
@@ -118,40 +99,31 @@ def partition_range(parameter: nn.Parameter) -> tuple[int, int]:
     return start, min(start + size, parameter.ds_numel)
 
 
-def _generation_config(source: str, config: PreTrainedConfig) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(source)
-    except OSError:  # a model need not have one
-        return GenerationConfig.from_model_config(config)
-
-
 def _projector(
     base: PreTrainedModel,
     config: PreTrainedConfig,
     projector: ProjectorConfig,
     tensors: Tensors,
+    names: dict[str, str],
     ds_config: dict[str, Any],
-    device: torch.device,
 ) -> ReasoningProjector:
     """Blocks of the last MLP's architecture, each filled and partitioned before the next one is made."""
     backbone = Backbone(base)
-    mlp = backbone.last_mlp()
+    mlp_name = name_of(base, backbone.last_mlp())
     trained = ProjectorFields.read(config) is not None
     blocks: list[nn.Module] = []
     with torch.device("meta"):
         empty_mlp = Backbone(AutoModelForCausalLM.from_config(config, trust_remote_code=False)).last_mlp()
     for index in range(projector.layers):
-        block = copy.deepcopy(empty_mlp).to(backbone.dtype).to_empty(device=device)
-        with torch.no_grad(), deepspeed.zero.GatheredParameters(list(mlp.parameters())):
+        block = copy.deepcopy(empty_mlp).to(backbone.dtype).to_empty(device=backbone.device)
+        with torch.no_grad():
             for name, parameter in block.named_parameters():
-                stored = f"{PROJECTOR_PREFIX}{index}.{name}"
-                whole = _whole(tensors, stored) if trained else mlp.get_parameter(name)
-                parameter.copy_(whole)
+                parameter.copy_(_whole(tensors, block_tensor(names, mlp_name, index, name, trained=trained)))
         deepspeed.zero.Init(module=block, config_dict_or_path=ds_config)
         blocks.append(block)
     gain_H = None
     if projector.kind == "normalised":
-        gain_H = torch.empty(backbone.hidden_size, dtype=backbone.dtype, device=device)
+        gain_H = torch.empty(backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
         gain_H.copy_(_whole(tensors, f"{PROJECTOR_PREFIX}gain")) if trained else gain_H.fill_(_embedding_rms(backbone))
     made = ReasoningProjector(blocks, kind=projector.kind, gain_H=gain_H)
     deepspeed.zero.Init(module=made, config_dict_or_path=ds_config)

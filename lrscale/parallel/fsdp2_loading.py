@@ -1,0 +1,84 @@
+"""A policy that is sharded from its first parameter on (FSDP2): no rank ever holds, or reads, the whole model.
+
+config -> model without storage -> fully_shard -> storage for this rank's rows alone
+       -> each rank reads its own flat range of every tensor from the safetensors files
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from lrscale.config.model import ModelConfig, ProjectorConfig
+from lrscale.latent import LatentPolicy, ReasoningProjector
+from lrscale.latent.backbone import Backbone
+from lrscale.latent.hf_layout import PROJECTOR_PREFIX, ProjectorFields, dtype_of, weight_files
+from lrscale.parallel.fsdp2 import local_range, shard_policy
+from lrscale.parallel.shards import Tensors, WholeFiles
+from lrscale.parallel.stored_names import block_tensor, generation_config, name_of, stored_names
+
+
+@torch.no_grad()
+def load_fsdp2(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelConfig,
+    projector: ProjectorConfig,
+    *,
+    device: torch.device,
+) -> LatentPolicy:
+    """The policy of a recipe, sharded over all ranks; `torch.distributed` is initialised.
+
+    Raises:
+        ValueError: tensors that the model needs are missing or of another shape, the files are no safetensors,
+            or an option does not go with FSDP2.
+    """
+    if model.add_marker_tokens:
+        raise ValueError(
+            "model.add_marker_tokens does not go with parallel.kind fsdp2: add them once in one process "
+            "(LatentPolicy.from_pretrained(path, add_marker_tokens=True).save_pretrained(folder)) and train from there"
+        )
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    tensors = WholeFiles(weight_files(source))
+    with init_empty_weights(include_buffers=False):
+        base = AutoModelForCausalLM.from_config(
+            config, attn_implementation=model.attention, dtype=dtype_of(model.dtype), trust_remote_code=False
+        )
+    base.tie_weights()
+    base.generation_config = generation_config(source, config)
+    names = stored_names(base, tensors, lambda parameter: parameter.shape)
+    backbone = Backbone(base)
+    mlp_name = name_of(base, backbone.last_mlp())
+    trained = ProjectorFields.read(config) is not None
+    blocks = [copy.deepcopy(backbone.last_mlp()) for _ in range(projector.layers)]
+    gain_H = torch.empty(backbone.hidden_size, dtype=backbone.dtype, device="meta")
+    made = ReasoningProjector(
+        blocks, kind=projector.kind, gain_H=gain_H if projector.kind == "normalised" else None
+    ).requires_grad_(True)
+    policy = LatentPolicy(base, tokenizer, made, max_latent_steps=projector.max_latent_steps)
+    buffers = {name: buffer.clone() for name, buffer in policy.named_buffers()}
+    shard_policy(policy, device_type=device.type)
+    policy.to_empty(device=device)
+    for name, buffer in policy.named_buffers():
+        buffer.copy_(buffers[name])
+    for name, parameter in base.named_parameters():
+        if name in names:
+            _fill(parameter, tensors, names[name])
+    for index, block in enumerate(made):
+        for name, parameter in block.named_parameters():
+            _fill(parameter, tensors, block_tensor(names, mlp_name, index, name, trained=trained))
+    if made.gain is not None and trained:
+        _fill(made.gain, tensors, f"{PROJECTOR_PREFIX}gain")
+    elif made.gain is not None:
+        made.gain.to_local().fill_(policy.backbone.embedding_rms())
+    return policy
+
+
+def _fill(parameter: nn.Parameter, tensors: Tensors, name: str) -> None:
+    start, stop = local_range(parameter)
+    if stop > start:
+        parameter.to_local().view(-1).copy_(tensors.read(name, start, stop))
