@@ -1,0 +1,47 @@
+"""What can be asked of a trained model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lrscale.cli.app import Overrides, app, say
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run directory, model folder or hub id.")],
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", help="Task and sampling; a run has its own, a model takes tiny-cpu's."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Accuracy and length of a run's arms, or of any model, on held-out prompts."""
+    from lrscale.launch.local import run_module
+    from lrscale.launch.targets import evaluation_arguments
+
+    with evaluation_arguments(target, recipes or [], overrides or []) as arguments:
+        code = run_module("lrscale.stages", ["evaluate", *arguments], say=say)
+    raise typer.Exit(code)
+
+
+@app.command()
+def generate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run directory, model folder or hub id.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the model reads.")],
+    arm: Annotated[str | None, typer.Option(help="Which arm of a run; default: latent.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens and latent steps together.")] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    chat_template: Annotated[bool, typer.Option("--chat-template", help="Wrap the prompt as a user message.")] = False,
+) -> None:
+    """Answer one prompt; latent steps are shown as dots."""
+    from lrscale.launch.local import run_module
+    from lrscale.launch.targets import model_of
+
+    options = [f"--temperature={temperature}", f"--max-new-tokens={max_new_tokens}", f"--seed={seed}"]
+    options += ["--chat-template"] if chat_template else []
+    model = model_of(target, arm)
+    raise typer.Exit(run_module("lrscale.stages", ["generate", *options, "--", model, prompt], say=say))
