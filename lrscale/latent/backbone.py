@@ -194,7 +194,7 @@ def _training_mode(model: nn.Module, *, on: bool) -> Iterator[None]:
             model.train(before)
 
 
-def disable_dropout(model: PreTrainedModel) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Make training and evaluation forwards the same function: log-prob ratios need it."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -85,7 +85,7 @@ class LatentPolicy(nn.Module):
         """Where parameters are sharded: how many forwards the other ranks run."""
         self.backbone = Backbone(model)
         self.detector = MarkerDetector(tokenizer, max_latent_steps)
-        disable_dropout(model)
+        disable_dropout(self)
         self.eval()
 
     @classmethod

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from lrscale.config.optimisation import OptimisationConfig
@@ -167,16 +168,40 @@ def shard_policy(policy: LatentPolicy, *, device_type: str) -> None:
     """
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    model = policy.model
+    if model.get_input_embeddings().weight is model.get_output_embeddings().weight:
+        model.set_output_embeddings(TiedHead(model.get_input_embeddings()))
     for unit in units(policy):
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
+    if isinstance(model.get_output_embeddings(), TiedHead):
+        register_fsdp_forward_method(model.get_input_embeddings(), "attend")
 
 
-def units(policy: LatentPolicy) -> Iterator[nn.Module | list[nn.Module]]:
-    """What is gathered together. A head tied to the embedding shares its unit, and its parameter."""
+class TiedHead(nn.Module):
+    """An LM head that reads the embedding's weight by way of the embedding, which alone gathers it.
+
+    FSDP2 keeps a parameter in one module; a head with the same one would go on with a stale, whole copy.
+    """
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.out_features = embedding.num_embeddings
+        self._embedding = [embedding]  # in a list: a child module would count its parameter twice
+        embedding.attend = MethodType(_attend, embedding)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self._embedding[0].attend(hidden)
+
+
+def _attend(embedding: nn.Module, hidden: Tensor) -> Tensor:
+    return nn.functional.linear(hidden, embedding.weight)
+
+
+def units(policy: LatentPolicy) -> Iterator[nn.Module]:
+    """What is gathered together."""
     embedding, head = policy.model.get_input_embeddings(), policy.model.get_output_embeddings()
-    tied = embedding.weight is head.weight
-    yield [embedding, head] if tied else embedding
-    if not tied:
+    yield embedding
+    if not isinstance(head, TiedHead):
         yield head
     for child in policy.model.base_model.children():
         for unit in child if isinstance(child, nn.ModuleList) else [child]:
