@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,3 +46,24 @@ def generate(
     options += ["--chat-template"] if chat_template else []
     model = model_of(target, arm)
     raise typer.Exit(run_module("lrscale.stages", ["generate", *options, "--", model, prompt], say=say))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    arm: Annotated[str | None, typer.Option(help="Arm, or projector_sft; default: latent, or what there is.")] = None,
+    projector_only: Annotated[
+        bool, typer.Option("--projector-only", help="The projector alone, for projector.path of another recipe.")
+    ] = False,
+    max_shard_gb: Annotated[float, typer.Option(min=0.001, help="Largest file, in GB.")] = 5.0,
+) -> None:
+    """Write a run's newest policy as Hugging Face safetensors, without ever holding it whole. Prints the folder."""
+    from lrscale.launch.local import run_module
+    from lrscale.launch.targets import require_export
+
+    require_export(run, out)
+    options = ["--arm", arm] if arm else []
+    options += ["--projector-only"] if projector_only else []
+    options += [f"--max-shard-bytes={round(max_shard_gb * 1e9)}"]
+    raise typer.Exit(run_module("lrscale.stages", ["export", *options, "--", str(run), str(out)], say=say))

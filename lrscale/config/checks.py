@@ -176,13 +176,14 @@ def files_of(values: Mapping[str, Any]) -> Iterator[tuple[Key, bool]]:
     """Keys that name a file or folder, and whether it has to be there (else it may also be a hub id)."""
     for key, needed in (
         (("model", "path"), False),
+        (("projector", "path"), True),
         (("task", "path"), False),
         (("task", "train"), True),
         (("task", "eval"), True),
         (("reward", "path"), True),
     ):
         section = values.get(key[0])
-        if isinstance(section, Mapping) and isinstance(section.get(key[1]), str):
+        if isinstance(section, Mapping) and isinstance(section.get(key[1]), str) and section[key[1]]:
             yield key, needed
     parallel = values.get("parallel")
     if isinstance(parallel, Mapping) and _is_path(parallel.get("ds_config")):
@@ -215,6 +216,10 @@ def missing_files(recipe: Recipe) -> Iterator[Conflict]:
     for key, path in named:
         if not Path(path).is_file():
             yield Conflict(key, f"no such file: {path}", "a relative path starts at the folder of its recipe")
+    projector = recipe.projector.path
+    if projector and not Path(projector).is_dir():
+        help_ = "give a folder that `lrscale export RUN FOLDER --projector-only` wrote"
+        yield Conflict(("projector", "path"), f"no such folder: {projector}", help_)
     for key, path in ((("model", "path"), recipe.model.path), (("task", "path"), getattr(recipe.task, "path", ""))):
         if path.startswith("/") and not Path(path).exists():
             yield Conflict(

@@ -31,6 +31,8 @@ class ProjectorConfig(Section):
 
     kind: Literal["paper", "normalised"] = "paper"
     """`paper`: stacked copies of the last MLP; `normalised`: RMS norm before each block and at the end, learned gain."""
+    path: str = ""
+    """Folder of a projector to start from (`lrscale export --projector-only`); empty: the model's own, or its last MLP."""
     layers: PositiveInt = 3
     max_latent_steps: Annotated[int, Field(ge=1, le=256)] = 32
     """A marker's number is clamped to [1, this]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,15 +79,20 @@ def load_projector_tensors(path: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the weights hold none, or are not safetensors.
     """
+    return projector_tensors(weight_files(path, PROJECTOR_PREFIX), path)
+
+
+def projector_tensors(files: Iterable[str | Path], path: str) -> dict[str, Tensor]:
+    """The tensors under `reasoning_projector.` of safetensors files of `path`. Raises ValueError where there are none."""
     tensors: dict[str, Tensor] = {}
-    for file in weight_files(path, PROJECTOR_PREFIX):
+    for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a dict: safetensors' handle only has keys()
                 if name.startswith(PROJECTOR_PREFIX):
                     tensors[name.removeprefix(PROJECTOR_PREFIX)] = opened.get_tensor(name)
     if not tensors:
         raise ValueError(
-            f"{path} says that it is a LiteReason model, but its safetensors hold no `{PROJECTOR_PREFIX}*` tensors"
+            f"{path} is to hold a Reasoning Projector, but its safetensors hold no `{PROJECTOR_PREFIX}*` tensors"
         )
     return tensors
 

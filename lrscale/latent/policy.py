@@ -153,10 +153,14 @@ class LatentPolicy(nn.Module):
         self.save_config(Path(folder))
         save_weights(self.model, self.projector, Path(folder))
 
+    @property
+    def projector_fields(self) -> ProjectorFields:
+        """What a checkpoint's config says of the projector."""
+        return ProjectorFields(len(self.projector), self.max_latent_steps, self.projector.kind)
+
     def save_config(self, folder: Path) -> None:
         """Everything but the weights: config, generation config, tokenizer."""
-        fields = ProjectorFields(len(self.projector), self.max_latent_steps, self.projector.kind)
-        save_config(self.model, fields, folder)
+        save_config(self.model, self.projector_fields, folder)
         self.tokenizer.save_pretrained(folder)
 
     def enable_checkpointing(self) -> None:

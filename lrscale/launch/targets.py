@@ -37,6 +37,18 @@ def require_target(target: str) -> None:
         )
 
 
+def require_export(run: Path, out: Path) -> None:
+    """Raises LaunchError where `run` is no run directory, or `out` would overwrite something."""
+    if not is_run(str(run)):
+        raise LaunchError(
+            f"{run} is no run directory", code=ExitCode.NOT_FOUND, help="give the folder that `lrscale launch` printed"
+        )
+    if out.exists():
+        raise LaunchError(
+            f"{out} exists already", code=ExitCode.USAGE, help="nothing is overwritten: name a new folder, or remove it"
+        )
+
+
 def model_of(target: str, arm: str | None) -> str:
     """The model to generate with: an arm's final model for a run directory, else the target itself.
 

@@ -100,12 +100,13 @@ class CheckpointStore:
         self.prune()
         return self.folder / name
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self, *, mend: bool = True) -> Checkpoint | None:
         """The newest whole checkpoint; None without one. Damaged ones are skipped with a warning.
 
-        Every rank reads and checks its share of the files.
+        Every rank reads and checks its share of the files. `mend` undoes what a killed job left half done: for the
+        job itself, not for those who look at a run that may be going on.
         """
-        for name, sequence, files in self._lockstep.on_main(self._candidates):
+        for name, sequence, files in self._lockstep.on_main(lambda: self._candidates(mend=mend)):
             folder = self.folder / name
             damage = self._damage_anywhere(folder, files)
             if damage is None:
@@ -154,11 +155,12 @@ class CheckpointStore:
         sync(pointer)
         pointer.replace(self.folder / _LATEST)
 
-    def _candidates(self) -> list[tuple[str, int, dict[str, dict[str, Any]]]]:
+    def _candidates(self, *, mend: bool) -> list[tuple[str, int, dict[str, dict[str, Any]]]]:
         """(name, sequence, files) of what has a readable manifest, the newest first."""
         if not self.folder.is_dir():
             return []
-        self._recover_replaced()
+        if mend:
+            self._recover_replaced()
         for path in self._folders():
             if _sequence(path) is None:
                 _warn_damaged(path, f"{_MANIFEST} is missing or unreadable")

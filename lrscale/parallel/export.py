@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 
-from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 from lrscale.parallel.checkpoint import sync
 from lrscale.parallel.engine import Engine
 from lrscale.parallel.tensor_files import write_tensors
@@ -106,8 +104,3 @@ class ShardWriter:
 
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number:05d}.safetensors"
-
-
-def projector_only(named: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
-    """The Reasoning Projector's tensors among those of a policy."""
-    return ((name, tensor) for name, tensor in named if name.startswith(PROJECTOR_PREFIX))

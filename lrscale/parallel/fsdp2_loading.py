@@ -6,20 +6,17 @@ config -> model without storage -> fully_shard -> storage for this rank's rows a
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lrscale.config.model import ModelConfig, ProjectorConfig
-from lrscale.latent import LatentPolicy, ReasoningProjector
-from lrscale.latent.backbone import Backbone
-from lrscale.latent.hf_layout import PROJECTOR_PREFIX, ProjectorFields, dtype_of, weight_files
+from lrscale.latent import LatentPolicy
+from lrscale.latent.hf_layout import PROJECTOR_PREFIX, weight_files
 from lrscale.parallel.fsdp2 import local_range, shard_policy
 from lrscale.parallel.shards import Tensors, WholeFiles
-from lrscale.parallel.stored_names import block_tensor, generation_config, name_of, stored_names
+from lrscale.parallel.skeleton import skeleton
+from lrscale.parallel.stored_names import block_tensor, has_trained_projector, name_of, projector_files, stored_names
 
 
 @torch.no_grad()
@@ -42,24 +39,12 @@ def load_fsdp2(
             "model.add_marker_tokens does not go with parallel.kind fsdp2: add them once in one process "
             "(LatentPolicy.from_pretrained(path, add_marker_tokens=True).save_pretrained(folder)) and train from there"
         )
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    tensors = WholeFiles(weight_files(source))
-    with init_empty_weights(include_buffers=False):
-        base = AutoModelForCausalLM.from_config(
-            config, attn_implementation=model.attention, dtype=dtype_of(model.dtype), trust_remote_code=False
-        )
-    base.tie_weights()
-    base.generation_config = generation_config(source, config)
+    tensors = WholeFiles([*weight_files(source), *projector_files(projector)])
+    policy = skeleton(source, tokenizer, model, projector)
+    base, made = policy.model, policy.projector
     names = stored_names(base, tensors, lambda parameter: parameter.shape)
-    backbone = Backbone(base)
-    mlp_name = name_of(base, backbone.last_mlp())
-    trained = ProjectorFields.read(config) is not None
-    blocks = [copy.deepcopy(backbone.last_mlp()) for _ in range(projector.layers)]
-    gain_H = torch.empty(backbone.hidden_size, dtype=backbone.dtype, device="meta")
-    made = ReasoningProjector(
-        blocks, kind=projector.kind, gain_H=gain_H if projector.kind == "normalised" else None
-    ).requires_grad_(True)
-    policy = LatentPolicy(base, tokenizer, made, max_latent_steps=projector.max_latent_steps)
+    mlp_name = name_of(base, policy.backbone.last_mlp())
+    trained = has_trained_projector(source, projector)
     buffers = {name: buffer.clone() for name, buffer in policy.named_buffers()}
     shard_policy(policy, device_type=device.type)
     policy.to_empty(device=device)

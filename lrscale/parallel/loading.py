@@ -18,6 +18,7 @@ from lrscale.config.model import ModelConfig, ProjectorConfig
 from lrscale.latent import LatentPolicy
 from lrscale.latent.backbone import Backbone
 from lrscale.latent.hf_layout import ProjectorFields
+from lrscale.latent.projector_folder import ProjectorFolder, load_projector
 from lrscale.parallel.ranks import Ranks
 
 BUILTIN_TINY = "builtin:tiny"
@@ -77,6 +78,8 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
             f"model.path {model.path}: the tokenizer has ids up to {max(tokenizer.get_vocab().values())}, the model's "
             f"embedding {rows} rows; resize the embedding, or take the tokenizer that the model was trained with"
         )
+    if projector.path:
+        load_projector(policy.projector, Path(projector.path))
     policy.logits_mib = model.logits_mib
     if model.gradient_checkpointing:
         policy.enable_checkpointing()
@@ -88,7 +91,10 @@ def checked_source(model: ModelConfig, projector: ProjectorConfig) -> tuple[str,
     """What transformers is given for a recipe's model, its tokenizer, and its device. ValueError as `load_policy`."""
     device = _device(model.device)
     source = _source(model.path)
-    _check_projector(_load_config(source, model.path), projector, model.path)
+    config = _load_config(source, model.path)
+    _check_projector(ProjectorFields.read(config), projector, f"model.path {model.path} is a LiteReason checkpoint")
+    if projector.path:
+        _check_projector_folder(ProjectorFolder.read(Path(projector.path)), config, projector)
     return source, _load_tokenizer(source, model.path), device
 
 
@@ -184,12 +190,24 @@ def _no_sdpa(error: Exception, config: PreTrainedConfig) -> str:
     return f"the architecture {config.model_type} has no SDPA attention in transformers; set model.attention: eager"
 
 
-def _check_projector(config: PreTrainedConfig, projector: ProjectorConfig, path: str) -> None:
-    fields = ProjectorFields.read(config)
+def _check_projector(fields: ProjectorFields | None, projector: ProjectorConfig, what: str) -> None:
     if fields is not None and (fields.layers, fields.kind) != (projector.layers, projector.kind):
         raise ValueError(
-            f"model.path {path} is a LiteReason checkpoint with projector.kind {fields.kind} and projector.layers "
-            f"{fields.layers}; the recipe says {projector.kind} and {projector.layers}: make them agree"
+            f"{what} with projector.kind {fields.kind} and projector.layers {fields.layers}; the recipe says "
+            f"{projector.kind} and {projector.layers}: make them agree"
+        )
+
+
+def _check_projector_folder(found: ProjectorFolder, config: PreTrainedConfig, projector: ProjectorConfig) -> None:
+    _check_projector(found.fields, projector, f"projector.path {projector.path} holds a projector")
+    if ProjectorFields.read(config) is not None:
+        raise ValueError(
+            f"projector.path is {projector.path}, but the model brings a projector of its own: leave one of them out"
+        )
+    if found.hidden_size != config.get_text_config().hidden_size:
+        raise ValueError(
+            f"projector.path {projector.path} was made for a model of width {found.hidden_size}, model.path has "
+            f"{config.get_text_config().hidden_size}: take the projector of a run with this base"
         )
 
 

@@ -11,6 +11,7 @@ here the files are read once in all, a part by each rank.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -29,9 +30,16 @@ from transformers.initialization import no_init_weights
 from lrscale.config.model import ModelConfig, ProjectorConfig
 from lrscale.latent import LatentPolicy, ReasoningProjector
 from lrscale.latent.backbone import Backbone
-from lrscale.latent.hf_layout import PROJECTOR_PREFIX, ProjectorFields, dtype_of, weight_files
+from lrscale.latent.hf_layout import PROJECTOR_PREFIX, dtype_of, weight_files
 from lrscale.parallel.shards import Tensors, WholeFiles
-from lrscale.parallel.stored_names import block_tensor, generation_config, name_of, stored_names
+from lrscale.parallel.stored_names import (
+    block_tensor,
+    generation_config,
+    has_trained_projector,
+    name_of,
+    projector_files,
+    stored_names,
+)
 
 
 def load_sharded(
@@ -55,7 +63,7 @@ def load_sharded(
             "(LatentPolicy.from_pretrained(path, add_marker_tokens=True).save_pretrained(folder)) and train from there"
         )
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    tensors = WholeFiles(weight_files(source))
+    tensors = WholeFiles([*weight_files(source), *projector_files(projector)])
     base = _partitioned_model(config, model, ds_config, device)
     names = stored_names(base, tensors, lambda parameter: parameter.ds_shape)
     for name, parameter in base.named_parameters():
@@ -63,7 +71,8 @@ def load_sharded(
             fill_partition(parameter, tensors, names[name])
     base.tie_weights()
     base.generation_config = generation_config(source, config)
-    blocks = _projector(base, config, projector, tensors, names, ds_config)
+    trained = has_trained_projector(source, projector)
+    blocks = _projector(base, config, projector, _ProjectorSource(tensors, names, trained), ds_config)
     policy = LatentPolicy(base, tokenizer, blocks, max_latent_steps=projector.max_latent_steps)
     _check_partitioned(policy)
     return policy
@@ -99,18 +108,28 @@ def partition_range(parameter: nn.Parameter) -> tuple[int, int]:
     return start, min(start + size, parameter.ds_numel)
 
 
+@dataclass(frozen=True, slots=True)
+class _ProjectorSource:
+    """Where a projector's values come from."""
+
+    tensors: Tensors
+    names: dict[str, str]
+    """The base's parameters to their tensors, for a warm start from its last MLP."""
+    trained: bool
+    """Whether the tensors hold a projector."""
+
+
 def _projector(
     base: PreTrainedModel,
     config: PreTrainedConfig,
     projector: ProjectorConfig,
-    tensors: Tensors,
-    names: dict[str, str],
+    source: _ProjectorSource,
     ds_config: dict[str, Any],
 ) -> ReasoningProjector:
     """Blocks of the last MLP's architecture, each filled and partitioned before the next one is made."""
     backbone = Backbone(base)
     mlp_name = name_of(base, backbone.last_mlp())
-    trained = ProjectorFields.read(config) is not None
+    tensors, trained = source.tensors, source.trained
     blocks: list[nn.Module] = []
     with torch.device("meta"):
         empty_mlp = Backbone(AutoModelForCausalLM.from_config(config, trust_remote_code=False)).last_mlp()
@@ -118,7 +137,7 @@ def _projector(
         block = copy.deepcopy(empty_mlp).to(backbone.dtype).to_empty(device=backbone.device)
         with torch.no_grad():
             for name, parameter in block.named_parameters():
-                parameter.copy_(_whole(tensors, block_tensor(names, mlp_name, index, name, trained=trained)))
+                parameter.copy_(_whole(tensors, block_tensor(source.names, mlp_name, index, name, trained=trained)))
         deepspeed.zero.Init(module=block, config_dict_or_path=ds_config)
         blocks.append(block)
     gain_H = None

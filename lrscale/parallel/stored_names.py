@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from lrscale.latent.hf_layout import PROJECTOR_PREFIX
+from lrscale.config.model import ProjectorConfig
+from lrscale.latent.hf_layout import PROJECTOR_PREFIX, ProjectorFields
+from lrscale.latent.projector_folder import ProjectorFolder
 from lrscale.parallel.shards import Tensors
 
 
@@ -43,6 +46,17 @@ def stored_names(
 def block_tensor(names: dict[str, str], mlp_name: str, index: int, parameter: str, *, trained: bool) -> str:
     """The tensor that a projector block's parameter starts from: its own, or the last MLP's for a warm start."""
     return f"{PROJECTOR_PREFIX}{index}.{parameter}" if trained else names[f"{mlp_name}.{parameter}"]
+
+
+def projector_files(projector: ProjectorConfig) -> list[Path]:
+    """Files of a projector that the recipe starts from, besides the base's."""
+    return [ProjectorFolder.read(Path(projector.path)).tensors] if projector.path else []
+
+
+def has_trained_projector(source: str, projector: ProjectorConfig) -> bool:
+    """Whether a projector is read, from its own folder or from the model's checkpoint; else it starts as MLP clones."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return bool(projector.path) or ProjectorFields.read(config) is not None
 
 
 def name_of(model: nn.Module, part: nn.Module) -> str:

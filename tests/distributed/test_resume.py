@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lrscale.latent import LatentPolicy
+from tests.distributed.programs.resume import digest
 from tests.distributed.ranks import ROOT, launch
 
 pytestmark = pytest.mark.slow
@@ -58,12 +58,8 @@ def _check_export(folder: Path, live: dict[str, str]) -> None:
     files = sorted(folder.glob("model-*.safetensors"))
     assert len(files) > 1, "a small limit must give several files"
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    assert {name: _digest(tensor) for name, tensor in tensors.items()} == live
+    assert {name: digest(tensor) for name, tensor in tensors.items()} == live
     plain = AutoModelForCausalLM.from_pretrained(folder)
-    assert _digest(plain.get_input_embeddings().weight.detach()) == live["model.embed_tokens.weight"]
+    assert digest(plain.get_input_embeddings().weight.detach()) == live["model.embed_tokens.weight"]
     policy = LatentPolicy.from_pretrained(folder)
-    assert _digest(policy.projector.gain.detach()) == live["reasoning_projector.gain"]
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    assert digest(policy.projector.gain.detach()) == live["reasoning_projector.gain"]

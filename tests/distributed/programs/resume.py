@@ -48,10 +48,12 @@ def take_steps(engine: Engine, plain: LatentPolicy, first: int) -> list[float]:
 
 def digests(engine: Engine) -> dict[str, str]:
     """Every whole tensor's bytes, shortened."""
-    return {
-        name: hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-        for name, tensor in engine.full_parameters()
-    }
+    return {name: digest(tensor) for name, tensor in engine.full_parameters()}
+
+
+def digest(tensor: torch.Tensor) -> str:
+    values = tensor.detach().cpu().contiguous().view(torch.uint8)
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
 
 
 if __name__ == "__main__":
