@@ -24,7 +24,7 @@ class LocalRollouts:
     def __init__(self, policy: LatentPolicy, config: LocalRolloutConfig, *, copies: bool = False) -> None:
         self.policy = policy
         self.config = config
-        self._copies = copies
+        self.copies = copies
         self._version = 0
 
     @property
@@ -56,7 +56,7 @@ class LocalRollouts:
         Raises:
             ValueError: `parameters` are not exactly the replica's.
         """
-        if self._copies:
+        if self.copies:
             waiting = dict(_named(self.policy))
             for name, tensor in parameters:
                 if name not in waiting or waiting[name].shape != tensor.shape:

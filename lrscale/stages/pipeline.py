@@ -11,6 +11,7 @@ from lrscale.latent import LatentPolicy
 from lrscale.parallel.build import load_frozen
 from lrscale.parallel.export import export_model
 from lrscale.stages import projector_sft, rl, traces
+from lrscale.stages.decode_estimate import say_decoding_time
 from lrscale.stages.evaluate import evaluate_and_record
 from lrscale.stages.journal import Journal
 from lrscale.stages.lengths import check_lengths
@@ -21,6 +22,7 @@ from lrscale.stages.parts import Parts, read_ds_config
 def run_stages(parts: Parts) -> None:
     """Everything the recipe's `stages.run` names that is not done yet."""
     check_lengths(parts)
+    say_decoding_time(parts)
     run = parts.recipe.stages.run
     journal = Journal(parts.run_dir / "checkpoints", parts.engine, parts.log.metrics, parts.recipe.checkpoints)
     if traces.STAGE in run and not journal.is_done(traces.STAGE):

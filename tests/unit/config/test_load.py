@@ -26,14 +26,17 @@ def problems(*arguments: object, **keywords: object) -> tuple[Problem, ...]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize("name", ["tiny-cpu", "smoke-1gpu", "qwen3-4b-1gpu", "llama3-70b-8n8g"])
+SHIPPED = ["tiny-cpu", "tiny-short", "smoke-1gpu", "qwen3-4b-1gpu", "llama3-70b-8n8g"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_are_valid_and_named_after_their_file(name: str) -> None:
     """Locks out a shipped recipe that the code has left behind."""
     assert load_recipe([name]).recipe.name == name
 
 
 def test_nothing_shipped_escapes_the_test_above() -> None:
-    assert set(shipped_recipes()) == {"tiny-cpu", "smoke-1gpu", "qwen3-4b-1gpu", "llama3-70b-8n8g"}
+    assert set(shipped_recipes()) == set(SHIPPED)
 
 
 def test_no_recipe_means_the_demo() -> None:
