@@ -31,6 +31,7 @@ from lrscale.parallel.engine import GROUPS, NonFiniteError, ParameterGroup
 from lrscale.parallel.engine_state import load_state, save_state
 from lrscale.parallel.lockstep import Lockstep
 from lrscale.parallel.order import OrderCheck
+from lrscale.parallel.parked_states import ParkedStates
 from lrscale.parallel.sharded_loading import partition_range
 from lrscale.parallel.shards import Piece
 from lrscale.parallel.turns import state_buffers, training_turn
@@ -69,6 +70,7 @@ class Zero3Engine:
         policy.pace = lockstep
         self.order: OrderCheck | None = None
         self._engines = {group: self._initialise(group, optimisation, ds_config) for group in GROUPS}
+        self._parked = {group: ParkedStates(engine.optimizer, self.device) for group, engine in self._engines.items()}
 
     @contextmanager
     def training(self, group: ParameterGroup) -> Iterator[None]:
@@ -189,14 +191,12 @@ class Zero3Engine:
             _set_master(parameter, parameter.ds_tensor.data.float())
 
     def offload_states(self) -> None:
-        if self.device.type != "cpu":
-            for engine in self._engines.values():
-                engine.offload_states()
+        for parked in self._parked.values():
+            parked.park()
 
     def reload_states(self) -> None:
-        if self.device.type != "cpu":
-            for engine in self._engines.values():
-                engine.reload_states()
+        for parked in self._parked.values():
+            parked.fetch()
 
     def _initialise(self, group: ParameterGroup, optimisation: OptimisationConfig, ds_config: dict[str, Any]) -> Any:
         module = self._module(group)

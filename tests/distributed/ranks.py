@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lrscale.launch.job import free_port
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = PROGRAMS.parent.parent.parent
@@ -30,7 +31,7 @@ class Outcome:
         return sorted(self.results, key=lambda result: result["rank"])
 
 
-def launch(program: str, *arguments: str, ranks: int = 2, timeout_s: float = 240) -> Outcome:
+def launch(program: str, *arguments: str, ranks: int = 2, timeout_s: float = 300) -> Outcome:
     """`accelerate launch` on this machine's CPU; every rank prints one line of JSON that starts with {"rank"."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     command += ["--num_processes", str(ranks), "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -58,9 +59,3 @@ def launch(program: str, *arguments: str, ranks: int = 2, timeout_s: float = 240
         code = None
     lines = [line for line in stdout.splitlines() if line.startswith('{"rank"')]
     return Outcome(code, [json.loads(line) for line in lines], stderr)
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])

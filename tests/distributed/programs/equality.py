@@ -1,8 +1,8 @@
 """A sharded engine beside the plain one: gradients of the first update and losses of four, projector SFT and RL.
 
-    equality KIND FOLDER OTHER_FOLDER [--checkpointing]
+    equality KIND FOLDER OTHER_FOLDER [--checkpointing] [--offload] [--bf16] [--park]
 
-The plain engine loads FOLDER, the sharded one OTHER_FOLDER: the same for the test, another for its control.
+--offload: optimizer and parameters in CPU memory; --park: the states are moved away and back before every step. The plain engine loads FOLDER, the sharded one OTHER_FOLDER: the same for the test, another for its control.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lrscale.parallel.engine import Engine, ParameterGroup
 from lrscale.stages.lite_rows import LiteRow
 from lrscale.stages.projector_sft import _optimizer_step
 from lrscale.stages.update import Row, UpdateSettings, update_policy
-from tests.distributed.programs.job import build, report, start, uneven_rows
+from tests.distributed.programs.job import DS_CONFIG, build, narrow, offloading, report, start, uneven_rows
 
 MICRO_BATCH_TOKENS = 150
 """Small, so that an update takes several micro-batches, and ranks a different number of rows in each."""
@@ -30,14 +30,20 @@ MICRO_BATCH_TOKENS = 150
 def main() -> None:
     kind, folder, other = sys.argv[1:4]
     lockstep = start()
-    checkpointing = {"gradient_checkpointing": "--checkpointing" in sys.argv}
-    engines = {"plain": build("single", Path(folder), lockstep, **checkpointing)}
-    engines["sharded"] = build(kind, Path(other), lockstep, **checkpointing)
+    model = {"gradient_checkpointing": "--checkpointing" in sys.argv}
+    ds_config = offloading(DS_CONFIG) if "--offload" in sys.argv else DS_CONFIG
+    if "--bf16" in sys.argv:
+        model, ds_config = {**model, "dtype": "bfloat16"}, narrow(ds_config)
+    engines = {"plain": build("single", Path(folder), lockstep, **model)}
+    engines["sharded"] = build(kind, Path(other), lockstep, ds_config=ds_config, **model)
     policy = engines["plain"].policy
     recorded = {name: Recorder(engine) for name, engine in engines.items()}
     losses: dict[str, dict[str, list[float]]] = {name: {"projector": [], "rl": []} for name in engines}
     first: dict[str, float] = {}
     for step in range(4):
+        if "--park" in sys.argv:
+            engines["sharded"].offload_states()
+            engines["sharded"].reload_states()
         rows = [lite(policy, ids) for ids in uneven_rows(policy, seed=step) if policy.detector.find(ids)]
         for name, engine in engines.items():
             losses[name]["projector"].append(projector_step(engine, rows))
@@ -69,9 +75,18 @@ class Recorder:
         engine.step = self._recording_step  # type: ignore[method-assign]
 
     def _recording_step(self, group: ParameterGroup, **settings: float) -> float:
-        module = self._engine.policy.model if group == "base" else self._engine.policy.projector
-        self.gradients = {name: whole_gradient(parameter) for name, parameter in module.named_parameters()}
+        self.gradients = whole_gradients(self._engine, group)
         return self._step(group, **settings)
+
+
+def whole_gradients(engine: Engine, group: ParameterGroup) -> dict[str, Tensor]:
+    """Of all parameters of the group. In one process those of narrow weights stand at their masters."""
+    module = engine.policy.model if group == "base" else engine.policy.projector
+    if engine.kind == "single" and engine.policy.backbone.dtype == torch.bfloat16:
+        masters = engine._optimizer(group).masters.values()
+        pairs = zip(module.named_parameters(), masters, strict=True)
+        return {name: whole_gradient(master) for (name, _), master in pairs}
+    return {name: whole_gradient(parameter) for name, parameter in module.named_parameters()}
 
 
 def whole_gradient(parameter: torch.nn.Parameter) -> Tensor:

@@ -36,6 +36,23 @@ DS_CONFIG = {
 """Nothing persistent: tiny tensors would never be partitioned again otherwise, and nothing would be tested."""
 
 
+def narrow(ds_config: dict[str, Any]) -> dict[str, Any]:
+    """For bfloat16 weights: float32 masters, gradients accumulated and reduced in float32."""
+    return {
+        **ds_config,
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+
+
+def offloading(ds_config: dict[str, Any]) -> dict[str, Any]:
+    """Optimizer and parameters in CPU memory, as zero3_offload.json has them."""
+    host = {"device": "cpu", "pin_memory": False}
+    zero = {**ds_config["zero_optimization"], "offload_optimizer": host, "offload_param": host}
+    return {**ds_config, "zero_force_ds_cpu_optimizer": False, "zero_optimization": zero}
+
+
 def start(timeout_s: float = 60) -> Lockstep:
     """Process group and lockstep of this rank."""
     import deepspeed
@@ -47,8 +64,13 @@ def start(timeout_s: float = 60) -> Lockstep:
     return Lockstep(Ranks.from_environment(), timeout=timedelta(seconds=timeout_s))
 
 
-def build(kind: str, folder: Path, lockstep: Lockstep, **model: Any) -> Engine:
-    """An engine of the kind around the policy in the folder; `single` builds the plain reference on every rank."""
+def build(
+    kind: str, folder: Path, lockstep: Lockstep, *, ds_config: dict[str, Any] | None = None, **model: Any
+) -> Engine:
+    """An engine of the kind around the policy in the folder; `single` builds the plain reference on every rank.
+
+    `model` goes into the recipe's section, `ds_config` in place of DS_CONFIG.
+    """
     recipe = Recipe.model_validate(
         {
             "model": {"path": str(folder), "device": "cpu", **model},
@@ -62,7 +84,7 @@ def build(kind: str, folder: Path, lockstep: Lockstep, **model: Any) -> Engine:
     )
     own = Lockstep(Ranks()) if kind == "single" else lockstep
     world = lockstep.ranks.world_size
-    return build_engine(recipe, own, {**DS_CONFIG, "train_batch_size": world})
+    return build_engine(recipe, own, {**(ds_config or DS_CONFIG), "train_batch_size": world})
 
 
 def uneven_rows(policy: LatentPolicy, seed: int = 0) -> list[list[int]]:
