@@ -69,6 +69,7 @@ class Zero3Engine:
         self.device: torch.device = policy.device
         policy.pace = lockstep
         self.order: OrderCheck | None = None
+        self.gather_bytes = GATHER_BYTES
         self._engines = {group: self._initialise(group, optimisation, ds_config) for group in GROUPS}
         self._parked = {group: ParkedStates(engine.optimizer, self.device) for group, engine in self._engines.items()}
 
@@ -113,8 +114,8 @@ class Zero3Engine:
         return self.lockstep.sum(value)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """In buckets of GATHER_BYTES. A tensor is whole until the next one is asked for: copy what is to stay."""
-        for bucket in _buckets(self._named_parameters(), GATHER_BYTES):
+        """In buckets of `gather_bytes`. A tensor is whole until the next one is asked for: copy what is to stay."""
+        for bucket in _buckets(self._named_parameters(), self.gather_bytes):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
                 for name, parameter in bucket:
                     yield name, parameter.detach()

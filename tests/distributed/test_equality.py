@@ -71,7 +71,7 @@ def test_control_latents_of_half_the_size_are_told_apart(kind: str, folders: dic
 
 @pytest.mark.parametrize(("policy", "alike"), [("live", True), ("weak", False)])
 def test_narrow_weights_with_wide_masters_whose_states_move_away_between_steps(
-    policy: str, alike: bool, folders: dict[str, Path]
+    *, policy: str, alike: bool, folders: dict[str, Path]
 ):
     """bfloat16 rounds at 0.4 %, so bounds are wide, and the control far outside of them."""
     outcome = launch("equality", "zero3", str(folders["live"]), str(folders[policy]), "--bf16", "--park")
