@@ -28,8 +28,11 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from lrscale.parallel.ranks import name_launcher
+
     signal.signal(signal.SIGINT, before)
     logging.disable(logging.CRITICAL)
+    name_launcher()
     with tempfile.TemporaryDirectory(prefix="lrscale-") as folder:
         tempfile.tempdir = folder  # torchrun leaves its folder behind
         try:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+_LAUNCHER = "LRSCALE_LAUNCHER_PID"
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -57,6 +59,17 @@ def tell_libraries(ranks: Ranks, *, on_gpu: bool) -> None:
         os.environ.setdefault(name, str(value))
     if not on_gpu:  # DeepSpeed takes a GPU that it finds, whatever the recipe says, and warns where there is none
         os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def name_launcher() -> None:
+    """Called by the launcher: the ranks that it starts know who it was, and end with it (`take_launcher`)."""
+    os.environ[_LAUNCHER] = str(os.getpid())
+
+
+def take_launcher() -> int | None:
+    """Process id of the launcher, told once: what this rank starts in turn is not its launcher's business."""
+    text = os.environ.pop(_LAUNCHER, "")
+    return int(text) if text.isdigit() else None
 
 
 def _integer(name: str, default: int) -> int:

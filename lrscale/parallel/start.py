@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import signal
 import sys
 from datetime import timedelta
@@ -12,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from lrscale.config.recipe import Recipe
-from lrscale.parallel.ranks import Ranks, set_threads, tell_libraries
+from lrscale.parallel.ranks import Ranks, set_threads, take_launcher, tell_libraries
 
 _PR_SET_PDEATHSIG = 1
+_ORPHANED = 128 + signal.SIGKILL
 
 
 def start_process_group(recipe: Recipe) -> Ranks:
@@ -88,6 +90,13 @@ def prepare_deepspeed(timeout: timedelta) -> None:
 
 
 def _end_with_parent() -> None:
-    """A rank whose launcher is killed dies too: it sits in a process group of its own, where no signal finds it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """A rank whose launcher is killed dies too: it sits in a process group of its own, where no signal finds it.
+
+    One whose launcher is dead already, as no signal will tell, would wait for the others for an hour.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    launcher = take_launcher()
+    if launcher is not None and os.getppid() != launcher:
+        os._exit(_ORPHANED)

@@ -168,3 +168,17 @@ def test_ranks_do_not_outlive_their_launcher(running: subprocess.Popen[str]) -> 
     os.kill(agent, signal.SIGKILL)
     assert running.wait(timeout=60) == 6
     wait_until_gone(ranks)
+
+
+def test_ranks_whose_launcher_is_killed_while_they_load_are_gone(tmp_path: Path) -> None:
+    """Locks out ranks that were not yet tied to their launcher when it died, and wait an hour for a rendezvous."""
+    with start(tmp_path, *LONG) as process:
+        deadline, ranks = time.monotonic() + 60, []
+        while len(ranks) < 2 and time.monotonic() < deadline:
+            agents = children(process.pid)
+            ranks = ranks_of(process)[1] if agents else []
+            time.sleep(0.01)
+        assert len(ranks) == 2
+        os.kill(agents[0], signal.SIGKILL)
+        assert process.wait(timeout=60) == 6
+    wait_until_gone(ranks, timeout_s=120)  # they have to be loaded first
