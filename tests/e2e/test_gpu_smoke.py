@@ -15,8 +15,11 @@ RECIPE = Path(__file__).parents[2] / "launchers" / "smoke-1gpu.yaml"
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use")
-def test_the_smoke_recipe_runs_to_its_end_on_one_gpu(tmp_path):
+@pytest.mark.parametrize("kind", ["single", "zero3", "fsdp2"])
+def test_the_smoke_recipe_runs_to_its_end_on_one_gpu(kind, tmp_path):
     command = [sys.executable, "-m", "lrscale", "launch", str(RECIPE), "--runs-dir", str(tmp_path)]
+    command += ["--set", f"parallel.kind={kind}"]
+    command += ["--set", "parallel.offload_between_phases=true"] if kind == "zero3" else []
     finished = subprocess.run(command, timeout=1200, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-2000:]
     run_dir = Path(finished.stdout.strip().splitlines()[-1])
