@@ -2,12 +2,124 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrscale.cli.app import app, say
+
+if TYPE_CHECKING:
+    from lrscale.launch.attempts import Attempt
+    from lrscale.launch.status import RunStatus
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its directory.")]
+RunsDir = Annotated[Path, typer.Option(help="Where run directories lie.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout.")]
+_RUNS = Path("runs")
+_RECENT_S = 7 * 86400.0
+
+
+@app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name, or its directory.")] = None,
+    runs_dir: RunsDir = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Where a run stands; without RUN, all that go on or were touched within a week."""
+    import time
+
+    from lrscale.launch import overview, runs
+    from lrscale.launch.status import ACTIVE, Cluster, exit_code_of, status_of
+
+    if run is not None:
+        found = status_of(runs.find_run(run, runs_dir))
+        typer.echo(json.dumps(found.to_json()) if as_json else overview.described(found))
+        raise typer.Exit(exit_code_of([found]))
+    cluster, since = Cluster(), time.time() - _RECENT_S
+    paths = runs.all_runs(runs_dir)
+    statuses = [status_of(path, cluster) for path in paths]
+    shown = [one for one in statuses if one.state in ACTIVE or runs.touched(one.path) > since]
+    _print_table(shown, runs_dir, as_json=as_json)
+    if len(shown) < len(statuses) and not as_json:
+        say(f"{len(statuses) - len(shown)} older: lrscale list")
+    raise typer.Exit(exit_code_of(shown))
+
+
+@app.command("list")
+def list_runs(runs_dir: RunsDir = _RUNS, as_json: AsJson = False) -> None:
+    """All runs of a folder, the one that was written to last first."""
+    from lrscale.launch.runs import all_runs
+    from lrscale.launch.status import Cluster, exit_code_of, status_of
+
+    cluster = Cluster()
+    statuses = [status_of(path, cluster) for path in all_runs(runs_dir)]
+    _print_table(statuses, runs_dir, as_json=as_json)
+    raise typer.Exit(exit_code_of(statuses))
+
+
+@app.command()
+def logs(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the run ends.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's log.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Which start; default: the newest.")] = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Only errors of all logs, each once.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines of each log; 0: all.")] = 200,
+    runs_dir: RunsDir = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """The logs of a run: batch script and main rank, or the one asked for."""
+    from lrscale.launch import logs as files
+    from lrscale.launch.errors import ExitCode, LaunchError
+    from lrscale.launch.runs import find_run
+
+    path = find_run(run, runs_dir)
+    chosen = files.choose_attempt(path, attempt)
+    if errors:
+        if follow:
+            raise LaunchError("--errors and --follow do not go together", code=ExitCode.USAGE, help="leave one out")
+        _print_errors(path, chosen, rank, as_json=as_json)
+        return
+    paths = files.log_files(chosen, rank) if rank is not None else files.story_files(chosen)
+    printer = _LinePrinter(path, as_json=as_json)
+    for log in paths:
+        text, left_out = files.last_lines(log, lines)
+        if left_out:
+            say(f"{log}: {left_out} lines before these (--lines 0 shows all)")
+        for line in text:
+            printer.show(log, line)
+    if follow:
+        watch = files.RunWatch(path)
+        for log, line in files.follow(path, rank, files.ends_of(paths), watch.over):
+            printer.show(log, line)
+        say(f"{path.name}: {watch.state}")
+
+
+@app.command()
+def stop(
+    run: RunName,
+    now: Annotated[
+        bool, typer.Option("--now", help="At once: what was done since the last checkpoint is lost.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
+    runs_dir: RunsDir = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a run to save a checkpoint and end; `lrscale resume` goes on from there."""
+    from lrscale.launch import overview
+    from lrscale.launch.drain import stop as ask_to_stop
+    from lrscale.launch.drain import wait_for_end
+    from lrscale.launch.runs import find_run
+    from lrscale.launch.status import status_of
+
+    path = find_run(run, runs_dir)
+    say(f"{path.name}: {ask_to_stop(status_of(path), now=now)}")
+    if wait:
+        say("waiting for its end (Ctrl-C stops the waiting, not the request)")
+    ended = wait_for_end(path, limit_s=None if wait else 0.0)
+    typer.echo(json.dumps(ended.to_json()) if as_json else overview.described(ended))
 
 
 @app.command()
@@ -45,3 +157,63 @@ def replay_step(
 
     arguments = [str(run), *(["--step", step] if step else [])]
     raise typer.Exit(run_module("lrscale.stages", ["replay-step", *arguments], say=say))
+
+
+def _print_table(statuses: list[RunStatus], runs_dir: Path, *, as_json: bool) -> None:
+    from lrscale.launch import overview
+
+    if as_json:
+        typer.echo(json.dumps([status.to_json() for status in statuses]))
+        return
+    if not statuses:
+        say(f"no runs in {runs_dir}: lrscale launch begins one, --runs-dir FOLDER looks elsewhere")
+        return
+    from lrscale.report.table import Cells, plain_table
+
+    header, rows = overview.table(statuses)
+    typer.echo(plain_table(Cells(header, rows, text_columns=len(header))))
+    unanswered = {status.unanswered for status in statuses if status.unanswered}
+    for words in sorted(unanswered):
+        say(f"warning: {words}: what needs it is told from the run directories")
+
+
+def _print_errors(run_dir: Path, attempt: Attempt, rank: int | None, *, as_json: bool) -> None:
+    from lrscale.launch import logs as files
+    from lrscale.launch.attempts import first_failure
+
+    found = files.find_errors(files.log_files(attempt, rank))
+    first = first_failure(attempt)
+    if as_json:
+        value = {
+            "attempt": attempt.number,
+            "first_failure": files.as_json(first),
+            "errors": list(map(files.as_json, found)),
+        }
+        typer.echo(json.dumps(value))
+        return
+    if first is not None:
+        on = f" on {first.node}" if first.node else ""
+        typer.echo(f"first failure: rank {first.rank}{on}, exit code {first.code}: {first.reason}\n")
+    for error in found:
+        typer.echo(f"{'(echo) ' if error.echo else ''}{', '.join(error.files)}:\n{error.text}\n")
+    if not found and first is None:
+        say(f"no errors in the logs of attempt {attempt.number} ({attempt.folder})")
+
+
+class _LinePrinter:
+    """Lines of several logs, a header wherever the log changes; as JSON an object a line."""
+
+    def __init__(self, run_dir: Path, *, as_json: bool) -> None:
+        self._run_dir = run_dir
+        self._as_json = as_json
+        self._log: Path | None = None
+
+    def show(self, log: Path, line: str) -> None:
+        name = log.relative_to(self._run_dir).as_posix()
+        if self._as_json:
+            typer.echo(json.dumps({"log": name, "line": line}))
+            return
+        if log != self._log:
+            say(f"==> {name} <==")
+            self._log = log
+        typer.echo(line)

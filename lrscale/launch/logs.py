@@ -1,0 +1,203 @@
+"""The logs of a start, and of them the errors: what failed first, told once however many ranks repeat it.
+
+attempts/N/slurm.log     the batch script and srun
+attempts/N/node-K.log    what the launcher on node K and its ranks printed
+attempts/N/rankR.log     what the worker of rank R logged
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lrscale.launch.attempts import Attempt, Failure, attempt_folders, read_attempt
+from lrscale.launch.errors import ExitCode, LaunchError
+from lrscale.launch.status import ACTIVE, Cluster, State, status_of
+
+_ORDER = re.compile(r"(slurm|node-|rank|role-)(\d*)")
+_TRACEBACK = "Traceback (most recent call last):"
+_ERROR = re.compile(
+    r"\berror\b:|\bERROR\b|CUDA error|NCCL (WARN|ERROR)|ncclInternalError|DUE TO (TIME LIMIT|PREEMPTION|NODE FAILURE)"
+    r"|oom[-_ ]kill|Out Of Memory|CANCELLED AT|[Ss]egmentation fault|core dumped|\bKilled\b|killed by SIG"
+)
+_STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d+)? (?P<level>[A-Z]+) ")
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
+_ECHOES = ("PeerError", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "out of reach")
+"""Words of ranks that ended because another one had."""
+_LOOK_S = 0.5
+_ASK_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedError:
+    """An error and everywhere it stands."""
+
+    text: str
+    """A traceback, or one line."""
+    files: tuple[str, ...]
+    """Names of the logs that hold it (or one that differs in numbers alone), in the order of ranks."""
+    echo: bool
+    """A rank's complaint that another one has gone."""
+
+
+def choose_attempt(run_dir: Path, number: int | None = None) -> Attempt:
+    """An attempt by its number, the newest without one.
+
+    Raises:
+        LaunchError: there is none (7).
+    """
+    folders = attempt_folders(run_dir)
+    chosen = [folder for folder in folders if number is None or int(folder.name) == number]
+    if not chosen:
+        there = f"there are {folders[0].name} to {folders[-1].name}" if folders else "it has not started yet"
+        which = "attempts" if number is None else f"attempt {number}"
+        raise LaunchError(
+            f"{run_dir} has no {which}: {there}",
+            code=ExitCode.NOT_FOUND,
+            help="lrscale status tells where a run stands" if not folders else "leave --attempt out for the newest",
+        )
+    return read_attempt(chosen[-1])
+
+
+def log_files(attempt: Attempt, rank: int | None = None) -> list[Path]:
+    """All logs of a start, the batch script's first; of one rank only its own.
+
+    Raises:
+        LaunchError: there is no log of that rank (7).
+    """
+    found = sorted(attempt.folder.glob("*.log"), key=_place)
+    if rank is None:
+        return found
+    chosen = [path for path in found if path.name == f"rank{rank}.log"]
+    if not chosen:
+        ranks = [path.stem for path in found if path.stem.startswith("rank")]
+        raise LaunchError(
+            f"{attempt.folder} has no log of rank {rank}",
+            code=ExitCode.NOT_FOUND,
+            help=f"it has {ranks[0]} to {ranks[-1]}" if ranks else "no rank has begun; leave --rank out",
+        )
+    return chosen
+
+
+def story_files(attempt: Attempt) -> list[Path]:
+    """The logs to read first: the batch script's and the main rank's, or whatever there is."""
+    found = log_files(attempt)
+    return [path for path in found if path.name in ("slurm.log", "rank0.log")] or found
+
+
+def last_lines(path: Path, count: int) -> tuple[list[str], int]:
+    """The last `count` lines of a log (0: all), and how many come before them."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    left_out = max(len(lines) - count, 0) if count else 0
+    return lines[left_out:], left_out
+
+
+def find_errors(files: Sequence[Path]) -> list[LoggedError]:
+    """Every different error of the logs: real ones in the order in which they stand, then the echoes."""
+    places: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    for path in files:
+        for text in _errors_in(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+            key = _NUMBER.sub("#", text)
+            texts.setdefault(key, text)
+            names = places.setdefault(key, [])
+            if path.name not in names:
+                names.append(path.name)
+    found = [LoggedError(texts[key], tuple(places[key]), any(echo in key for echo in _ECHOES)) for key in texts]
+    return sorted(found, key=lambda error: error.echo)
+
+
+class RunWatch:
+    """Tells whether a run has ended; asks SLURM only now and then."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._cluster = Cluster()
+        self._next_s = 0.0
+        self.state: State = "running"
+
+    def over(self) -> bool:
+        """Whether nothing can come any more."""
+        if time.monotonic() >= self._next_s:
+            self.state = status_of(self._run_dir, self._cluster).state
+            self._next_s = time.monotonic() + _ASK_S
+        return self.state not in ACTIVE
+
+
+def ends_of(files: Sequence[Path]) -> dict[Path, int]:
+    """Bytes of whole lines in each log: what has been read."""
+    return {path: path.read_bytes().rfind(b"\n") + 1 for path in files}
+
+
+def follow(
+    run_dir: Path, rank: int | None, read: dict[Path, int], over: Callable[[], bool]
+) -> Iterator[tuple[Path, str]]:
+    """Lines of the newest attempt's logs as they come, (file, line), also of attempts that begin meanwhile.
+
+    Args:
+        run_dir: The run.
+        rank: Only this rank's log; None: those of `story_files`.
+        read: Bytes of each log that were shown before.
+        over: Whether anything can still come; what is there is given first.
+    """
+    positions = dict(read)
+    while True:
+        last = over()
+        for folder in attempt_folders(run_dir)[-1:]:
+            attempt = read_attempt(folder)
+            files = story_files(attempt) if rank is None else [folder / f"rank{rank}.log"]
+            for path in files:
+                for line in _new_lines(path, positions, whole=not last):
+                    yield path, line
+        if last:
+            return
+        time.sleep(_LOOK_S)
+
+
+def as_json(value: LoggedError | Failure | None) -> dict[str, Any] | None:
+    """For machines."""
+    return asdict(value) if value is not None else None
+
+
+def _new_lines(path: Path, positions: dict[Path, int], *, whole: bool) -> Iterator[str]:
+    """What has come since; a line that is being written waits, unless nothing more can come."""
+    try:
+        with path.open("rb") as file:
+            file.seek(positions.get(path, 0))
+            content = file.read()
+    except OSError:
+        return
+    if whole:
+        content = content[: content.rfind(b"\n") + 1]
+    positions[path] = positions.get(path, 0) + len(content)
+    yield from content.decode("utf-8", errors="replace").splitlines()
+
+
+def _errors_in(lines: Sequence[str]) -> Iterator[str]:
+    """Tracebacks whole, other errors as one line with what is indented under it."""
+    index = 0
+    while index < len(lines):
+        line = _STAMP.sub("", lines[index])
+        stamp = _STAMP.match(lines[index])
+        start = index
+        index += 1
+        if line.startswith(_TRACEBACK):
+            while index < len(lines) and lines[index].startswith((" ", "\t")):
+                index += 1
+            index = min(index + 1, len(lines))  # the line that names the exception
+            yield "\n".join([line, *lines[start + 1 : index]])
+        elif _ERROR.search(line) or (stamp is not None and stamp["level"] in ("ERROR", "CRITICAL")):
+            while index < len(lines) and lines[index].startswith("  "):
+                index += 1
+            yield "\n".join([line, *lines[start + 1 : index]])
+
+
+def _place(path: Path) -> tuple[int, int, str]:
+    match = _ORDER.match(path.name)
+    if match is None:
+        return (9, 0, path.name)
+    return (("slurm", "node-", "role-", "rank").index(match[1]), int(match[2] or 0), path.name)
