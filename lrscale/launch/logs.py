@@ -136,18 +136,21 @@ def ends_of(files: Sequence[Path]) -> dict[Path, int]:
 def follow(
     run_dir: Path, rank: int | None, read: dict[Path, int], over: Callable[[], bool]
 ) -> Iterator[tuple[Path, str]]:
-    """Lines of the newest attempt's logs as they come, (file, line), also of attempts that begin meanwhile.
+    """Lines of logs as they come, (file, line): of the attempt that was read, and of those that begin meanwhile.
 
     Args:
         run_dir: The run.
         rank: Only this rank's log; None: those of `story_files`.
-        read: Bytes of each log that were shown before.
+        read: Bytes of each log that were shown before; none: the newest attempt from its beginning.
         over: Whether anything can still come; what is there is given first.
     """
     positions = dict(read)
+    first = min((int(path.parent.name) for path in read), default=0)
     while True:
         last = over()
-        for folder in attempt_folders(run_dir)[-1:]:
+        folders = attempt_folders(run_dir)
+        first = first or (int(folders[-1].name) if folders else 0)
+        for folder in (folder for folder in folders if int(folder.name) >= first):
             attempt = read_attempt(folder)
             files = story_files(attempt) if rank is None else [folder / f"rank{rank}.log"]
             for path in files:

@@ -144,11 +144,12 @@ def _of_job(known: RunStatus, attempt: Attempt | None, submission: Mapping[str, 
         if attempt is not None and (attempt.end or {}).get("state") in _SETTLED:
             return _settled(known, attempt)
         return _over(known, attempt, job)
-    state: State = "draining" if attempt is not None and attempt.draining else "running"
-    reason = "it saves a checkpoint, then ends" if state == "draining" else ""
-    if state == "running" and (attempt is None or attempt.end is not None):
-        reason = "the job is starting"
-    return replace(known, state=state, reason=reason, since=job.started, ends=job.ends)
+    going = replace(known, state="running", since=job.started, ends=job.ends)
+    if attempt is None or attempt.end is not None:  # the batch script is about to make the next attempt
+        return replace(going, reason="the job is starting")
+    if attempt.draining:
+        return replace(going, state="draining", reason="it saves a checkpoint, then ends")
+    return going
 
 
 def _settled(known: RunStatus, attempt: Attempt) -> RunStatus:
