@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 State = Literal["ok", "warning", "failed", "not checked"]
+_NAME = 14
+"""Width of the names of checks: they are told one by one, so it is fixed."""
+_INDENT = " " * (_NAME + 15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +68,16 @@ def described(checks: Sequence[Check]) -> str:
         nodes = together.setdefault(replace(check, node=""), [])
         if check.node and check.node not in nodes:
             nodes.append(check.node)
-    width = max((len(check.name) for check in together), default=0)
     lines = []
     for check, nodes in together.items():
         where = f"{', '.join(nodes)}: " if nodes else ""
-        lines.append(f"{check.state:<11}  {check.name:<{width}}  {where}{_indented(check.found, width)}")
+        lines.append(f"{check.state:<11}  {check.name:<{_NAME}}  {where}{_indented(check.found)}")
         if check.needed and check.state != "ok":
-            lines.append(f"{'':<{width + 15}}needed: {check.needed}")
+            lines.append(f"{_INDENT}needed: {check.needed}")
         if check.help and check.state != "ok":
-            lines.append(f"{'':<{width + 15}}help: {_indented(check.help, width)}")
+            lines.append(f"{_INDENT}help: {_indented(check.help)}")
     return "\n".join(lines)
 
 
-def _indented(text: str, width: int) -> str:
-    return text.replace("\n", "\n" + " " * (width + 15))
+def _indented(text: str) -> str:
+    return text.replace("\n", f"\n{_INDENT}")

@@ -1,7 +1,7 @@
 """What can be known to go wrong, looked at before anything is loaded.
 
     python -m lrscale.stages preflight RUN_DIR            in every rank of a job, before its worker
-    python -m lrscale.stages preflight --login RECIPE     on a login node; one JSON object a finding on stdout
+    python -m lrscale.stages preflight --login [RECIPE]   on a login node; one JSON object a finding on stdout
 
 In a job each rank looks at its own node and GPU, the ranks then meet in the launcher's key-value store, look at
 the folder and the network together, and the main rank tells all of them the verdict. It writes the findings to
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lrscale.config.errors import RecipeError
 from lrscale.config.load import read_recipe
+from lrscale.config.recipe import Recipe
 
 BAD_RECIPE, FAILED, NOT_FOUND = 3, 4, 7
 
@@ -27,25 +28,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lrscale.stages preflight", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("path", type=Path, help="a run directory; with --login a recipe.json")
+    parser.add_argument("path", type=Path, nargs="?", help="a run directory; with --login a recipe.json, or none")
     parser.add_argument("--login", action="store_true", help="look at what a login node can see")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="with --login: where the run will lie")
     options = parser.parse_args(arguments)
-    path = options.path if options.login else options.path / "recipe.json"
+    if options.login:
+        return _login(options.path, options.runs_dir)
+    if options.path is None:
+        parser.error("needed: a run directory")
+    recipe = _read(options.path / "recipe.json")
+    if isinstance(recipe, int):
+        return recipe
+    from lrscale.stages.preflight.nodes import look_together
+
+    return 0 if look_together(recipe, options.path) else FAILED
+
+
+def _login(path: Path | None, runs_dir: Path) -> int:
+    recipe = _read(path) if path is not None else None
+    if isinstance(recipe, int):
+        return recipe
+    from lrscale.stages.preflight.login import look_around
+
+    for check in look_around(recipe, runs_dir):
+        print(json.dumps(check.to_json()), flush=True)
+    return 0
+
+
+def _read(path: Path) -> Recipe | int:
+    """The recipe, or the exit code that says why there is none."""
     if not path.is_file():
         print(f"error: {path} does not exist", file=sys.stderr)
         return NOT_FOUND
     try:
-        recipe = read_recipe(path)
+        return read_recipe(path)
     except RecipeError as error:
         print(error, file=sys.stderr)
         return BAD_RECIPE
-    if options.login:
-        from lrscale.stages.preflight.login import look_around
-
-        for check in look_around(recipe, path.parent, options.runs_dir):
-            print(json.dumps(check.to_json()), flush=True)
-        return 0
-    from lrscale.stages.preflight.nodes import look_together
-
-    return 0 if look_together(recipe, options.path) else FAILED

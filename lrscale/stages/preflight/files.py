@@ -52,10 +52,11 @@ def _from_hub(name: str, node: str) -> Check:
     there = [file for file in wanted if isinstance(try_to_load_from_cache(name, file), str)]
     if len(there) == len(wanted):
         return Check("model files", "ok", f"{name}: {len(there)} weight files in the hub's cache", node=node)
+    share = f"{len(there)} of {len(wanted)} weight files in the hub's cache" if there else "not in the hub's cache"
     return Check(
         "model files",
         "warning",
-        f"{name}: {len(there)} of {len(wanted)} weight files in the hub's cache: the job will download the rest",
+        f"{name}: {share}: the job will download it",
         help=f"compute nodes often have no internet: first `hf download {name}` where there is one, HF_HOME shared",
         node=node,
     )
