@@ -135,3 +135,80 @@ def free_ports(count: int) -> int:
             continue
         return first
     raise AssertionError("no free ports")
+
+
+RECIPE = """
+name: tiny
+model: {device: cpu}
+projector: {kind: normalised}
+task: {kind: flawed_stories, world: ring, events: [4, 4], prompt_style: brief, train_prompts: 24, eval_prompts: 6}
+rollout: {max_new_tokens: 72}
+parallel: {kind: zero3, ranks_per_node: 2, threads: 1}
+checkpoints: {keep_last: 1}
+cluster: {preflight: false, time_limit: "60", drain_s: 60, cpus_per_rank: 2, memory: 1G}
+report: {html: false}
+stages:
+  run: [traces, projector_sft, rl]
+  traces: {prompts: 8, samples_per_prompt: 2, prompts_per_batch: 4, heldout_share: 0.3}
+  projector_sft: {batch_rows: 4, max_steps: 2, checkpoint_every: 10}
+  rl:
+    steps: 3
+    prompts_per_step: 4
+    group_size: 2
+    learning_rate: 1e-4
+    checkpoint_every: 10
+    audit_every: 0
+    save_rollouts_every: 0
+    refresh: {every_steps: 2, share: 0.5}
+  evaluate: {prompts: 6}
+"""
+"""All of training in half a minute; checkpoints come at ends of stages, and when a drain asks for one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that jobs of the cluster work on."""
+
+    cluster: Cluster
+    path: Path
+
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / "jobs.jsonl").read_text().splitlines()]
+
+    @property
+    def job_id(self) -> int:
+        return int(self.jobs[-1]["job_id"])
+
+    def attempt(self, number: int = 1) -> Path:
+        return self.path / "attempts" / str(number)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was measured, without how long it took."""
+        try:
+            lines = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        except (OSError, ValueError):  # a line is being written
+            return []
+        clocks = ("_s", "minutes", "time", "seconds")
+        return [{key: value for key, value in line.items() if not key.endswith(clocks)} for line in lines]
+
+    def steps(self, stage: str) -> list[int]:
+        return [line["step"] for line in self.metrics() if line["stage"] == stage]
+
+    def end(self, number: int = 1) -> dict[str, Any]:
+        """How an attempt ended; waits for it."""
+        path = self.attempt(number) / "end.json"
+        wait_until(path.is_file, f"{path}: {self.logs(number)}")
+        return read_json(path)
+
+    def logs(self, number: int = 1) -> str:
+        """For messages of failing tests."""
+        paths = [*self.path.glob("slurm-*.log"), *sorted(self.attempt(number).glob("*.log"))]
+        return "".join(f"\n--- {path}\n{path.read_text()[-2000:]}" for path in paths)
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
