@@ -11,6 +11,8 @@ import typer
 from lrscale.cli.app import app, say
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lrscale.launch.attempts import Attempt
     from lrscale.launch.status import RunStatus
 
@@ -76,25 +78,29 @@ def logs(
     from lrscale.launch.runs import find_run
 
     path = find_run(run, runs_dir)
+    if errors and follow:
+        raise LaunchError("--errors and --follow do not go together", code=ExitCode.USAGE, help="leave one out")
+    if follow and attempt is None:
+        follow_run(path, rank=rank, lines=lines, as_json=as_json)
+        return
     chosen = files.choose_attempt(path, attempt)
     if errors:
-        if follow:
-            raise LaunchError("--errors and --follow do not go together", code=ExitCode.USAGE, help="leave one out")
         _print_errors(path, chosen, rank, as_json=as_json)
         return
     paths = files.log_files(chosen, rank) if rank is not None else files.story_files(chosen)
-    printer = _LinePrinter(path, as_json=as_json)
-    for log in paths:
-        text, left_out = files.last_lines(log, lines)
-        if left_out:
-            say(f"{log}: {left_out} lines before these (--lines 0 shows all)")
-        for line in text:
-            printer.show(log, line)
-    if follow:
-        watch = files.RunWatch(path)
-        for log, line in files.follow(path, rank, files.ends_of(paths), watch.over):
-            printer.show(log, line)
-        say(f"{path.name}: {watch.state}")
+    _print_ends(dict.fromkeys(paths), lines, _LinePrinter(path, as_json=as_json))
+
+
+def follow_run(run_dir: Path, *, rank: int | None = None, lines: int = 200, as_json: bool = False) -> None:
+    """Show the end of the newest logs and whatever comes, attempt after attempt, until the run has ended."""
+    from lrscale.launch import logs as files
+
+    printer = _LinePrinter(run_dir, as_json=as_json)
+    read = files.ends_of(files.newest_files(run_dir, rank))
+    _print_ends(read, lines, printer)
+    watch = files.RunWatch(run_dir, say)
+    for log, line in files.follow(run_dir, rank, read, watch.over):
+        printer.show(log, line)
 
 
 @app.command()
@@ -178,14 +184,17 @@ def _print_table(statuses: list[RunStatus], runs_dir: Path, *, as_json: bool) ->
 
 
 def _print_errors(run_dir: Path, attempt: Attempt, rank: int | None, *, as_json: bool) -> None:
+    from lrscale.config.diagnosis import described
     from lrscale.launch import logs as files
-    from lrscale.launch.attempts import first_failure
+    from lrscale.launch.attempts import failed_checks, first_failure
 
+    checks = failed_checks(attempt)
     found = files.find_errors(files.log_files(attempt, rank))
     first = first_failure(attempt)
     if as_json:
         value = {
             "attempt": attempt.number,
+            "preflight": [check.to_json() for check in checks],
             "first_failure": files.as_json(first),
             "errors": list(map(files.as_json, found)),
         }
@@ -194,10 +203,24 @@ def _print_errors(run_dir: Path, attempt: Attempt, rank: int | None, *, as_json:
     if first is not None:
         on = f" on {first.node}" if first.node else ""
         typer.echo(f"first failure: rank {first.rank}{on}, exit code {first.code}: {first.reason}\n")
+    if checks:
+        typer.echo(f"preflight:\n{described(checks)}\n")
     for error in found:
         typer.echo(f"{'(echo) ' if error.echo else ''}{', '.join(error.files)}:\n{error.text}\n")
-    if not found and first is None:
+    if not found and first is None and not checks:
         say(f"no errors in the logs of attempt {attempt.number} ({attempt.folder})")
+
+
+def _print_ends(logs: Mapping[Path, int | None], lines: int, printer: _LinePrinter) -> None:
+    """The last lines of logs, each up to a number of bytes, or whole."""
+    from lrscale.launch.logs import last_lines
+
+    for log, end in logs.items():
+        text, left_out = last_lines(log, lines, end)
+        if left_out:
+            say(f"{log}: {left_out} lines before these (--lines 0 shows all)")
+        for line in text:
+            printer.show(log, line)
 
 
 class _LinePrinter:

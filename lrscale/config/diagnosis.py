@@ -68,8 +68,8 @@ def described(checks: Sequence[Check]) -> str:
         nodes = together.setdefault(replace(check, node=""), [])
         if check.node and check.node not in nodes:
             nodes.append(check.node)
-    lines = []
-    for check, nodes in together.items():
+    lines, names = [], list(dict.fromkeys(check.name for check in together))
+    for check, nodes in sorted(together.items(), key=lambda item: names.index(item[0].name)):
         where = f"{', '.join(nodes)}: " if nodes else ""
         lines.append(f"{check.state:<11}  {check.name:<{_NAME}}  {where}{_indented(check.found)}")
         if check.needed and check.state != "ok":

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lrscale.config.diagnosis import Check, failed
+
 DRAIN = "drain"
 _PEER_CODES = (0, 130)
 """Exit codes of ranks that were done, or ended by somebody else."""
@@ -100,6 +102,15 @@ def first_failure(attempt: Attempt) -> Failure | None:
     rank = min(failed, key=lambda rank: (_number(failed[rank].get("ended")) or 0.0, rank))
     end = failed[rank]
     return Failure(rank, int(end.get("code") or 0), str(end.get("reason") or ""), _node_of(attempt, rank))
+
+
+def failed_checks(attempt: Attempt) -> list[Check]:
+    """What kept an attempt from starting, as its preflight has written it down."""
+    try:
+        values = json.loads((attempt.folder / "preflight.json").read_text(encoding="utf-8"))
+        return failed([Check.from_json(value) for value in values])
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def submitted_jobs(run_dir: Path) -> list[Mapping[str, Any]]:

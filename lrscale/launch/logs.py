@@ -16,7 +16,8 @@ from typing import Any
 
 from lrscale.launch.attempts import Attempt, Failure, attempt_folders, read_attempt
 from lrscale.launch.errors import ExitCode, LaunchError
-from lrscale.launch.status import ACTIVE, Cluster, State, status_of
+from lrscale.launch.overview import described
+from lrscale.launch.status import ACTIVE, Cluster, status_of
 
 _ORDER = re.compile(r"(slurm|node-|rank|role-)(\d*)")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -89,9 +90,9 @@ def story_files(attempt: Attempt) -> list[Path]:
     return [path for path in found if path.name in ("slurm.log", "rank0.log")] or found
 
 
-def last_lines(path: Path, count: int) -> tuple[list[str], int]:
-    """The last `count` lines of a log (0: all), and how many come before them."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+def last_lines(path: Path, count: int, end: int | None = None) -> tuple[list[str], int]:
+    """The last `count` lines (0: all) of a log, of its first `end` bytes, and how many come before them."""
+    lines = path.read_bytes()[:end].decode("utf-8", errors="replace").splitlines()
     left_out = max(len(lines) - count, 0) if count else 0
     return lines[left_out:], left_out
 
@@ -111,21 +112,38 @@ def find_errors(files: Sequence[Path]) -> list[LoggedError]:
     return sorted(found, key=lambda error: error.echo)
 
 
-class RunWatch:
-    """Tells whether a run has ended; asks SLURM only now and then."""
+def newest_files(run_dir: Path, rank: int | None) -> list[Path]:
+    """The logs to begin following with: those of the newest attempt that are there."""
+    folders = attempt_folders(run_dir)
+    if not folders:
+        return []
+    attempt = read_attempt(folders[-1])
+    files = story_files(attempt) if rank is None else [attempt.folder / f"rank{rank}.log"]
+    return [path for path in files if path.is_file()]
 
-    def __init__(self, run_dir: Path) -> None:
+
+class RunWatch:
+    """Tells whether a run has ended, and says how its state changes; asks SLURM only now and then."""
+
+    def __init__(self, run_dir: Path, say: Callable[[str], None]) -> None:
         self._run_dir = run_dir
+        self._say = say
         self._cluster = Cluster()
         self._next_s = 0.0
-        self.state: State = "running"
+        self._told = ""
+        self._over = False
 
     def over(self) -> bool:
         """Whether nothing can come any more."""
         if time.monotonic() >= self._next_s:
-            self.state = status_of(self._run_dir, self._cluster).state
+            status = status_of(self._run_dir, self._cluster)
+            head = described(status).partition("\n")[0]
+            if head != self._told:
+                self._told = head
+                self._say(head)
+            self._over = status.state not in ACTIVE
             self._next_s = time.monotonic() + _ASK_S
-        return self.state not in ACTIVE
+        return self._over
 
 
 def ends_of(files: Sequence[Path]) -> dict[Path, int]:

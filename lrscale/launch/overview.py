@@ -6,12 +6,15 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 
+from lrscale.config.diagnosis import described as checks
 from lrscale.launch.progress import Progress
 from lrscale.launch.status import RunStatus
 
 HEADER = ("run", "state", "where", "reward", "s/step", "to go", "checkpoint", "job", "why")
 _MISSING = "-"
 _WHY_CHARACTERS = 60
+_FAR_S = 60 * 86400.0
+"""A time limit beyond this is none: SLURM gives a year where there is no limit."""
 
 
 def table(
@@ -63,6 +66,9 @@ def _doing(status: RunStatus, now: float) -> Iterator[str]:
     if failure is not None and status.state == "failed":
         on = f" on {failure.node}" if failure.node else ""
         yield f"first failure: rank {failure.rank}{on}: {failure.reason} (exit code {failure.code})"
+    if status.preflight and status.state in ("failed", "stopped", "waiting for requeue"):
+        yield "preflight:"
+        yield from (f"  {line}" for line in checks(status.preflight).splitlines())
     if progress is not None:
         words = [f"{where(progress)} steps" if progress.steps else where(progress)]
         words += [f"reward {progress.reward:.3f}"] if progress.reward is not None else []
@@ -85,7 +91,7 @@ def _place(status: RunStatus, now: float) -> Iterator[str]:
         words += [f"{verb.get(status.state, 'ended')} {_span(now - status.since)} ago"]
     if status.attempt is not None:
         words += [f"attempt {status.attempt}"]
-    if status.ends is not None and status.ends > now:
+    if status.ends is not None and now < status.ends < now + _FAR_S:
         words += [f"time limit in {_span(status.ends - now)}"]
     if words:
         yield ", ".join(words).replace(", on ", " on ", 1)

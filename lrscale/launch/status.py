@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lrscale.config.diagnosis import Check
 from lrscale.launch import reasons, slurm
 from lrscale.launch.attempts import (
     Attempt,
     Failure,
+    failed_checks,
     first_failure,
     latest_attempt,
     lock_holder,
@@ -64,6 +66,8 @@ class RunStatus:
     progress: Progress | None = None
     checkpoint: SavedStep | None = None
     failure: Failure | None = None
+    preflight: tuple[Check, ...] = ()
+    """What failed in the preflight of this attempt."""
     unanswered: str = ""
     """Why SLURM could not be asked: the state is then what the folder tells."""
 
@@ -106,12 +110,13 @@ def status_of(run_dir: Path, cluster: Cluster | None = None) -> RunStatus:
         progress=read_progress(run_dir),
         checkpoint=last_checkpoint(run_dir),
         failure=failure,
+        preflight=tuple(failed_checks(attempt)) if attempt is not None else (),
     )
     jobs = submitted_jobs(run_dir)
     done = read_object(run_dir / "done.json")
     if done is not None:
         job_id = attempt.job_id if attempt else None
-        return replace(known, state="finished", since=done.get("finished"), job_id=job_id, failure=None)
+        return replace(known, state="finished", since=done.get("finished"), job_id=job_id, failure=None, preflight=())
     if jobs:
         return _of_job(known, attempt, jobs[-1], cluster or Cluster())
     return _without_slurm(known, attempt)
@@ -126,7 +131,7 @@ def _of_job(known: RunStatus, attempt: Attempt | None, submission: Mapping[str, 
     job_id = int(submission["job_id"])
     known = replace(known, job_id=job_id)
     if attempt is not None and attempt.job_id != job_id:  # of a former job: this one has not begun
-        attempt, known = None, replace(known, failure=None)
+        attempt, known = None, replace(known, failure=None, preflight=())
     if attempt is not None and (attempt.end or {}).get("state") in _SETTLED:
         return _settled(known, attempt)
     try:
@@ -149,7 +154,15 @@ def _of_job(known: RunStatus, attempt: Attempt | None, submission: Mapping[str, 
         return replace(going, reason="the job is starting")
     if attempt.draining:
         return replace(going, state="draining", reason="it saves a checkpoint, then ends")
-    return going
+    return replace(going, reason=_beginning(attempt))
+
+
+def _beginning(attempt: Attempt) -> str:
+    """What happens before the ranks have their logs; empty once they do."""
+    if (attempt.folder / "rank0.log").exists():
+        return ""
+    looked = (attempt.folder / "preflight.json").exists()
+    return "the ranks are starting" if looked else "the nodes are being looked at (preflight)"
 
 
 def _settled(known: RunStatus, attempt: Attempt) -> RunStatus:

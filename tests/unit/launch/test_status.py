@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lrscale.config.diagnosis import Check
 from lrscale.launch import slurm
 from lrscale.launch.drain import STOP, stop
 from lrscale.launch.errors import ExitCode, LaunchError
@@ -50,7 +51,7 @@ def test_a_queued_run_says_why_it_waits(folder: RunFolder, state: str, reason: s
 def test_a_running_run_tells_step_reward_pace_and_time_to_go(folder: RunFolder) -> None:
     """Locks out a time to go that forgets the arms still to come."""
     folder.submitted(7)
-    folder.began(1, 7)
+    (folder.began(1, 7) / "rank0.log").touch()
     folder.metrics(
         {"stage": "projector_sft", "arm": None, "step": 30, "loss": 1.0, "step_s": 0.1},
         *({"stage": "rl", "arm": "latent", "step": n, "reward_mean": n / 10, "step_s": 4.0} for n in (1, 2, 3)),
@@ -59,7 +60,8 @@ def test_a_running_run_tells_step_reward_pace_and_time_to_go(folder: RunFolder) 
     folder.write("checkpoints/projector_sft/step-30/manifest.json", {})
     folder.write("checkpoints/latent/.tmp-step-3/manifest.json", {})
     found = status_of(folder.path, KnownJob(job("RUNNING", nodes="node[1-2]", started=NOW - 60, ends=NOW + 7200)))
-    assert found.state == "running" and found.progress is not None and found.checkpoint is not None
+    assert (found.state, found.reason) == ("running", "")
+    assert found.progress is not None and found.checkpoint is not None
     progress = found.progress
     assert (progress.stage, progress.arm, progress.step, progress.steps) == ("rl", "latent", 3, 20)
     assert (progress.reward, progress.step_s, progress.eta_s) == (0.3, 4.0, (17 + 20) * 4.0)
@@ -67,6 +69,26 @@ def test_a_running_run_tells_step_reward_pace_and_time_to_go(folder: RunFolder) 
     text = described(found, now=NOW)
     assert "rl latent 3/20" in text and "node[1-2]" in text and "time limit in 2 h 00 min" in text
     assert "rl latent 3/20" in row(found, now=NOW)
+
+
+def test_a_job_that_begins_says_what_it_is_at(folder: RunFolder) -> None:
+    """Locks out minutes of `running` without a word while nodes are looked at and models loaded."""
+    folder.submitted(7)
+    folder.began(1, 7)
+    cluster = KnownJob(job("RUNNING"))
+    assert "preflight" in status_of(folder.path, cluster).reason
+    folder.write("attempts/1/preflight.json", [])
+    assert status_of(folder.path, cluster).reason == "the ranks are starting"
+
+
+def test_a_failed_preflight_says_where_and_what_to_do(folder: RunFolder) -> None:
+    folder.submitted(7)
+    check = Check("ECC", "failed", "GPU 3: 2 errors", "none", "report the GPU", node="node2", blames_node=True)
+    end = {"state": "failed", "reason": "the preflight failed", "ended": NOW}
+    folder.began(1, 7, end=end, preflight=[check.to_json(), Check("GPUs", "ok", "8").to_json()])
+    found = status_of(folder.path, KnownJob())
+    assert found.preflight == (check,) and "GPUs" not in described(found)
+    assert "node2: GPU 3: 2 errors" in described(found) and "help: report the GPU" in described(found)
 
 
 def test_half_a_line_at_the_end_of_the_metrics_is_no_step(folder: RunFolder) -> None:
