@@ -67,11 +67,33 @@ requeue() {
     elif [[ $(saved) == "$saved_before" ]]; then
         finish "$2" "$1; not restarted, for this attempt made no checkpoint" 6
     fi
+    back_into_queue "$1"
+}
+
+# REASON: and next time without the nodes that a preflight has found unfit.
+back_into_queue() {
+    trap '' TERM
     record requeued "$1"
     words=$(timeout 30 scontrol requeue "$SLURM_JOB_ID" 2>&1) || finish stopped "$1; SLURM refused to requeue it: ${words//$'\n'/ }" 5
-    exclude=$(cut -d' ' -f1 "$run/bad_nodes.txt" 2>/dev/null | sort -u | paste -sd,)
+    exclude=$({ unfit; job_value ExcNodeList | grep -v null; } | paste -sd,)
     [[ -z $exclude ]] || timeout 30 scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$exclude"
     exit 0
+}
+
+unfit() { cut -d' ' -f1 "$run/bad_nodes.txt" 2>/dev/null | sort -u; }
+
+# A preflight that blames single nodes, new ones, is no reason to give up while the partition has enough others.
+after_preflight() {
+    names=$(comm -13 <(echo "$unfit_before") <(unfit) | paste -sd' ')
+    others=$(timeout 10 sinfo --noheader --Node --format=%N --partition="$SLURM_JOB_PARTITION" | sort -u | comm -23 - <(unfit) | wc -l)
+    if [[ -z $names ]]; then
+        finish failed "the preflight failed: node-0.log beside this file says what to do" 4
+    elif ((others < SLURM_JOB_NUM_NODES)); then
+        finish failed "the preflight found unfit: $names; partition $SLURM_JOB_PARTITION has only $others other nodes" 4
+    elif ((restarts >= max_restarts)); then
+        finish failed "the preflight found unfit: $names; not restarted, for it was $restarts times already" 4
+    fi
+    back_into_queue "the preflight found unfit: $names"
 }
 
 # SLURM ends the job: by scancel, at the time limit, or to take its nodes away (it puts it back into the queue itself).
@@ -133,11 +155,12 @@ task=(srun --kill-on-bad-exit=1 --ntasks-per-node=1 --cpus-per-task="$cpus")
 train=("${task[@]}" --nodes="$nodes" --ntasks="$nodes" "${container_flags[@]}" "$share/launchers/node.sh" "$run" "$number")
 echo "job $SLURM_JOB_ID, attempt $number on ${hosts[*]}, port $port"
 if ((preflight)); then
+    unfit_before=$(unfit)
     "${train[@]}" preflight "${hosts[0]}" "$port" &
     step=$!
     if ! watch "$step"; then
         [[ $(job_value JobState) == RUNNING ]] || told_to_end
-        finish failed "the preflight failed: node-*.log beside this file say what to do" 4
+        after_preflight
     fi
 fi
 if ((${#role_names[@]})); then

@@ -61,17 +61,18 @@ def launch(
     loaded = load_recipe(
         recipes or (),
         [*(overrides or []), *([f"name={json.dumps(name)}"] if name is not None else [])],
-        list(_options(nodes, partition, time)),
+        list(slurm_options(nodes, partition, time)),
         slurm=True if asked and on_slurm is None else on_slurm,
         cluster_file=config_home.expanduser() / FILE,
     )
     if loaded.slurm:
-        _submit(loaded, runs_dir, dry_run=dry_run, test_only=test_only, follow=follow, as_json=as_json)
+        submit_run(loaded, runs_dir, dry_run=dry_run, test_only=test_only, follow=follow, as_json=as_json)
     else:
-        _run_here(loaded, runs_dir, dry_run=dry_run, as_json=as_json)
+        run_here(loaded, runs_dir, dry_run=dry_run, as_json=as_json)
 
 
-def _options(nodes: int | None, partition: str | None, time: str | None) -> Iterator[Option]:
+def slurm_options(nodes: int | None, partition: str | None = None, time: str | None = None) -> Iterator[Option]:
+    """What options of the command line say of SLURM, as keys of the recipe."""
     from lrscale.config.compose import Option
 
     values = {"--nodes": nodes, "--partition": partition, "--time": time}
@@ -79,7 +80,8 @@ def _options(nodes: int | None, partition: str | None, time: str | None) -> Iter
     yield from (Option(name, keys[name], value) for name, value in values.items() if value is not None)
 
 
-def _run_here(loaded: LoadedRecipe, runs_dir: Path, *, dry_run: bool, as_json: bool) -> None:
+def run_here(loaded: LoadedRecipe, runs_dir: Path, *, dry_run: bool = False, as_json: bool = False) -> None:
+    """Start a run on this machine, or go on with it, and wait for its end."""
     from lrscale.launch import job, local, rundir, submission
 
     job.require_one_node(loaded)
@@ -103,9 +105,16 @@ def _run_here(loaded: LoadedRecipe, runs_dir: Path, *, dry_run: bool, as_json: b
     typer.echo(json.dumps({"run_dir": str(run.path)}) if as_json else run.path)
 
 
-def _submit(
-    loaded: LoadedRecipe, runs_dir: Path, *, dry_run: bool, test_only: bool, follow: bool, as_json: bool
+def submit_run(
+    loaded: LoadedRecipe,
+    runs_dir: Path,
+    *,
+    dry_run: bool = False,
+    test_only: bool = False,
+    follow: bool = False,
+    as_json: bool = False,
 ) -> None:
+    """Submit a run to SLURM; `follow` shows its logs until it ends."""
     import shlex
 
     from lrscale.launch import on_slurm, rundir, slurm, submission
@@ -125,11 +134,9 @@ def _submit(
         say(f"submitted; lrscale status {shown}, lrscale logs -f {shown}, lrscale stop {shown}")
         typer.echo(json.dumps(told) if as_json else told["job_id"])
         if follow:
-            _follow(run.path)
+            from lrscale.cli.runs import follow_run
 
-
-def _follow(run_dir: Path) -> None:
-    raise NotImplementedError(run_dir)
+            follow_run(run.path)
 
 
 @app.command()

@@ -129,6 +129,38 @@ def stop(
 
 
 @app.command()
+def resume(
+    run: RunName,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", "-N", min=1, help="Another number of nodes; checkpoints fit any.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option("--partition", "-p", help="Another SLURM partition.")] = None,
+    time: Annotated[str | None, typer.Option("--time", "-t", help="Another SLURM time limit.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Submit, then show the logs until it ends.")] = False,
+    runs_dir: RunsDir = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run from its last checkpoint: submitted again if it ran on SLURM, else on this machine."""
+    from lrscale.cli.launching import run_here, slurm_options, submit_run
+    from lrscale.config.load import load_recipe
+    from lrscale.launch.attempts import submitted_jobs
+    from lrscale.launch.runs import find_run
+
+    path = find_run(run, runs_dir).absolute()
+    options = list(slurm_options(nodes, partition, time))
+    loaded = load_recipe(
+        [path / "recipe.json"],
+        [f"name={json.dumps(path.name)}"],
+        options,
+        slurm=bool(options) or follow or bool(submitted_jobs(path)),
+    )
+    if loaded.slurm:
+        submit_run(loaded, path.parent, follow=follow, as_json=as_json)
+    else:
+        run_here(loaded, path.parent, as_json=as_json)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or several run directories.")],
     out: Annotated[Path | None, typer.Option(help="File to write; default: report.html in the first run.")] = None,
