@@ -35,4 +35,9 @@ if ((nodes * ranks_per_node > 1)); then
         --machine_rank "$SLURM_PROCID" --main_process_ip "$host" --main_process_port "$port"
         --rdzv_backend static --same_network --max_restarts 0 --module "${program[@]}")
 fi
-exec "${container_command[@]}" "${command[@]}"
+# The command gets a SIGTERM as well; this shell stays, to write down how it ended.
+trap : TERM
+code=0
+"${container_command[@]}" "${command[@]}" || code=$?
+[[ $what != worker ]] || echo "$code" >"$run/attempts/$attempt/node-$SLURM_PROCID.code"
+exit "$code"

@@ -36,10 +36,13 @@ fi
 source "$run/job.env" || exit
 
 # --- The attempt's folder.
+mkdir -p -- "$run/attempts" || exit
 number=1
-while [[ -e $run/attempts/$number ]]; do number=$((number + 1)); done
+until mkdir -- "$run/attempts/$number" 2>/dev/null; do
+    [[ -e $run/attempts/$number ]] || { echo "error: no room or no right to make $run/attempts/$number"; exit 4; }
+    number=$((number + 1))
+done
 attempt=$run/attempts/$number
-mkdir -p -- "$attempt" || exit
 ln -sfn "$number" "$run/attempts/.tmp-latest" && mv -Tf -- "$run/attempts/.tmp-latest" "$run/attempts/latest"
 exec >>"$attempt/slurm.log" 2>&1
 
@@ -175,7 +178,8 @@ code=$?
 # --- What became of it, by the marks that the ranks left.
 state=$(job_value JobState)
 [[ ${state:-RUNNING} == RUNNING ]] || told_to_end
-said=$(sed -n 's/.*"code": *\([0-9]*\).*/\1/p' "$attempt/exit.json" 2>/dev/null)
+# The nodes that were ended because of another one say 143; srun itself says whichever number is largest.
+failed=$(grep -hvxE '0|130|143' "$attempt"/node-*.code 2>/dev/null | head -n1)
 dead_role=$(cat "$attempt/dead_role" 2>/dev/null)
 if [[ -f $run/done.json ]]; then
     finish finished "done" 0
@@ -186,9 +190,9 @@ elif [[ -f $attempt/checkpointed ]]; then
 elif [[ -n $dead_role ]]; then
     requeue "the role $dead_role ended: see role-$dead_role.log" failed
 fi
-case ${said:-$code} in
+case ${failed:-$code} in
 130 | 143) finish cancelled "the ranks were interrupted" 143 ;;
-2 | 3 | 4 | 7) finish failed "the ranks refused to run (exit code ${said:-$code}): see rank0.log and node-0.log" "${said:-$code}" ;;
+2 | 3 | 4 | 7) finish failed "the ranks refused to run (exit code $failed): see rank0.log and node-0.log" "$failed" ;;
 75) finish failed "another worker is at this run" 75 ;;
-*) requeue "a rank failed (exit code ${said:-$code}): see rank0.log and node-*.log" failed ;;
+*) requeue "a rank failed (exit code ${failed:-$code}): see rank0.log and node-*.log" failed ;;
 esac

@@ -63,6 +63,10 @@ class Cluster:
         text = self.call("scontrol", "-o", "show", "job", str(job_id))
         return dict(re.findall(r"(?:^| )([A-Za-z/:]+)=(\S*)", text))
 
+    def nodes_of(self, job_id: int) -> list[str]:
+        """Names of the nodes that a job has."""
+        return self.call("scontrol", "show", "hostnames", self.job(job_id)["NodeList"]).split()
+
     def wait(self, job_id: int, states: Sequence[str] = OVER, *, timeout_s: float = PATIENCE_S) -> str:
         """Until the job is in one of the states; which one."""
         wait_until(lambda: self.job(job_id)["JobState"] in states, f"job {job_id} in {states}", timeout_s)

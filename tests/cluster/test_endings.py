@@ -1,0 +1,167 @@
+"""slurm/train.sh under a real SLURM: every way in which an attempt can end, and what the script makes of it.
+
+The ranks are stood in for by a line of shell, so that a job takes a second; test_training.py has the real ones.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Cluster, Run, wait_until
+
+pytestmark = pytest.mark.slow
+
+SAVES = 'mkdir -p "$R/checkpoints/latent"; echo "step-$N" >"$R/checkpoints/latent/latest"; '
+DRAINS = """
+until [[ -e $A/drain ]]; do sleep 0.1; done
+[[ $SLURM_PROCID != 0 ]] || echo "{}" >"$A/checkpointed"
+until [[ -e $A/checkpointed ]]; do sleep 0.1; done
+exit 130"""
+RUNS = "touch $A/ready; sleep 600"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("endings")
+
+
+class Scripted:
+    """Starts jobs of real run directories whose ranks are a line of shell."""
+
+    def __init__(self, cluster: Cluster, folder: Path, recipe: Path) -> None:
+        self.cluster, self.folder, self.recipe = cluster, folder, recipe
+
+    def start(self, name: str, ranks: str, *settings: str, nodes: int = 2) -> Run:
+        """In the line, R is the run directory, N the attempt's number and A its folder."""
+        options = [word for setting in settings for word in ("--set", setting)]
+        done = self.cluster.lrscale(
+            "launch", str(self.recipe), "--nodes", "2", "--name", name, "--dry-run", *options, cwd=self.folder
+        )
+        assert done.returncode == 0, done.stderr
+        run = Run(self.cluster, self.folder / "runs" / name)
+        script = run.path / "ranks"
+        script.write_text(f'#!/bin/bash\nR=$LRSCALE_RUN_DIR N=$LRSCALE_ATTEMPT A=$R/attempts/$N\n{ranks}\n')
+        script.chmod(0o755)
+        env = run.path / "job.env"
+        env.write_text(re.sub(r"^python=.*", f"python={shlex.quote(str(script))}", env.read_text(), flags=re.MULTILINE))
+        line = (run.path / "job.sh").read_text().replace("--nodes=2", f"--nodes={nodes}")
+        said = self.cluster.call("sh", "-c", line)
+        (run.path / "jobs.jsonl").write_text(f'{{"job_id": {said.split()[-1]}}}\n')
+        return run
+
+
+@pytest.fixture(scope="module")
+def scripted(cluster: Cluster, folder: Path, recipe: Path) -> Scripted:
+    return Scripted(cluster, folder, recipe)
+
+
+def ready(run: Run, number: int = 1) -> int:
+    """Waits until the ranks of an attempt run; the job's id."""
+    path = run.attempt(number) / "ready"
+    wait_until(path.is_file, f"{path}: {run.logs(number)}", timeout_s=60)
+    return run.job_id
+
+
+@pytest.fixture(scope="module")
+def unattended(scripted: Scripted) -> dict[str, Run]:
+    """Jobs that need nobody, side by side: a requeue takes SLURM six seconds."""
+    bad = '[[ $SLURM_PROCID == 0 ]] || echo "$SLURMD_NODENAME ECC errors" >>$R/bad_nodes.txt; '
+    fails = "sleep 1; exit 6"
+    return {
+        "crash": scripted.start("crash", f"[[ $N == 2 ]] || {{ {SAVES} }}; {fails}"),
+        "budget": scripted.start("budget", f"{SAVES} {fails}", "cluster.max_restarts=1"),
+        "bad-node": scripted.start("bad-node", f"[[ $N == 1 ]] || {{ {RUNS}; }}; {SAVES} {bad} {fails}"),
+        "refused": scripted.start("refused", f"{SAVES} exit 3"),
+        "nodes": scripted.start("nodes", "exit 0", nodes=1),
+    }
+
+
+def test_a_crash_is_retried_only_while_something_is_saved(unattended: dict[str, Run]) -> None:
+    """Locks out requeue loops that burn an allocation: attempt 1 saves and crashes, attempt 2 only crashes."""
+    run = unattended["crash"]
+    first, second = run.end(1), run.end(2)
+    assert first["state"] == "requeued" and "a rank failed (exit code 6)" in first["reason"]
+    assert second["state"] == "failed" and "made no checkpoint" in second["reason"]
+    assert run.cluster.wait(run.job_id) == "FAILED"
+
+
+def test_a_recipe_that_is_refused_is_not_tried_again(unattended: dict[str, Run]) -> None:
+    run = unattended["refused"]
+    ended = run.end()
+    assert ended["state"] == "failed" and "exit code 3" in ended["reason"] and not run.attempt(2).exists()
+
+
+def test_the_budget_of_restarts_is_kept(unattended: dict[str, Run]) -> None:
+    """Locks out a job that comes back for ever, though each attempt saves a little."""
+    run = unattended["budget"]
+    assert run.end(1)["state"] == "requeued"
+    assert run.end(2)["state"] == "stopped" and "it was 1 times already" in run.end(2)["reason"]
+
+
+def test_a_drain_that_saves_nothing_stops(scripted: Scripted) -> None:
+    """Locks out a time limit that is too short for one step, asked for again and again."""
+    run = scripted.start("idle", f"touch $A/ready; {DRAINS}")
+    run.cluster.call("scancel", "--signal=USR2", "--batch", str(ready(run)))
+    assert run.end()["state"] == "stopped" and "made no checkpoint" in run.end()["reason"]
+
+
+def test_a_stop_that_was_asked_for_is_no_reason_to_come_back(scripted: Scripted) -> None:
+    run = scripted.start("stop", f"{SAVES} touch $A/ready; {DRAINS}")
+    ready(run)
+    (run.attempt() / "drain").write_text("stop\n")
+    assert run.end()["state"] == "stopped" and "on request" in run.end()["reason"]
+
+
+@pytest.mark.parametrize("how", [["scancel"], ["scancel", "--signal=TERM", "--full"]])
+def test_a_cancelled_job_says_so(scripted: Scripted, how: list[str]) -> None:
+    """Locks out a cancelled job that goes back into the queue because its ranks ended with an error."""
+    run = scripted.start(f"cancel-{len(how)}", f"{SAVES} {RUNS}")
+    run.cluster.call(*how, str(ready(run)))
+    assert run.end()["state"] == "cancelled", run.logs()
+    assert run.cluster.wait(run.job_id) in ("CANCELLED", "FAILED") and not run.attempt(2).exists()
+
+
+def test_ranks_that_were_interrupted_end_the_job(scripted: Scripted) -> None:
+    run = scripted.start("interrupted", RUNS)
+    run.cluster.call("scancel", "--signal=TERM", f"{ready(run)}.0")
+    assert run.end()["state"] == "cancelled", run.logs()
+
+
+def test_a_job_that_loses_a_node_comes_back(scripted: Scripted) -> None:
+    """SLURM puts the job back into the queue itself; its first attempt still says what became of it."""
+    run = scripted.start("lost", f"{SAVES} {RUNS}")
+    job_id = ready(run)
+    run.cluster.call("scontrol", "update", f"nodename={run.cluster.nodes_of(job_id)[1]}", "state=down", "reason=test")
+    assert run.end(1)["state"] == "requeued" and "one failed" in run.end(1)["reason"]
+    ready(run, 2)
+    run.cluster.call("scancel", str(job_id))
+    assert run.end(2)["state"] == "cancelled"
+
+
+def test_restarts_that_never_save_are_ended(scripted: Scripted) -> None:
+    """Locks out nodes that are lost, or a queue that preempts, faster than a first checkpoint comes."""
+    run = scripted.start("thrown-out", RUNS)
+    for number in (1, 2):
+        run.cluster.call("scontrol", "requeue", str(ready(run, number)))
+        assert run.end(number)["state"] == "requeued"
+    assert run.end(3) == run.end(3) | {"state": "stopped", "reason": "the last two attempts made no checkpoint"}
+
+
+def test_bad_nodes_are_left_out_after_a_requeue(unattended: dict[str, Run]) -> None:
+    """Locks out a job that is given the node with the broken GPU again and again."""
+    run = unattended["bad-node"]
+    assert run.end(1)["state"] == "requeued"
+    name = (run.path / "bad_nodes.txt").read_text().split()[0]
+    job_id = ready(run, 2)
+    assert run.cluster.job(job_id)["ExcNodeList"] == name and name not in run.cluster.nodes_of(job_id)
+    run.cluster.call("scancel", str(job_id))
+
+
+def test_another_number_of_nodes_is_refused(unattended: dict[str, Run]) -> None:
+    """Locks out a launcher that waits for nodes that never come."""
+    run = unattended["nodes"]
+    assert "sbatch --nodes 2" in run.end()["reason"] and run.end()["state"] == "failed"
