@@ -180,6 +180,7 @@ state=$(job_value JobState)
 [[ ${state:-RUNNING} == RUNNING ]] || told_to_end
 # The nodes that were ended because of another one say 143; srun itself says whichever number is largest.
 failed=$(grep -hvxE '0|130|143' "$attempt"/node-*.code 2>/dev/null | head -n1)
+code=${failed:-$code}
 dead_role=$(cat "$attempt/dead_role" 2>/dev/null)
 if [[ -f $run/done.json ]]; then
     finish finished "done" 0
@@ -190,9 +191,9 @@ elif [[ -f $attempt/checkpointed ]]; then
 elif [[ -n $dead_role ]]; then
     requeue "the role $dead_role ended: see role-$dead_role.log" failed
 fi
-case ${failed:-$code} in
+case $code in
 130 | 143) finish cancelled "the ranks were interrupted" 143 ;;
-2 | 3 | 4 | 7) finish failed "the ranks refused to run (exit code $failed): see rank0.log and node-0.log" "$failed" ;;
+2 | 3 | 4 | 7) finish failed "the ranks refused to run (exit code $code): see rank0.log and node-0.log" "$code" ;;
 75) finish failed "another worker is at this run" 75 ;;
-*) requeue "a rank failed (exit code ${failed:-$code}): see rank0.log and node-*.log" failed ;;
+*) requeue "a rank failed (exit code $code): see rank0.log and node-*.log" failed ;;
 esac
