@@ -187,9 +187,12 @@ def _by_squeue(job_id: int) -> Job | None:
     if _unknown(done):
         return None
     try:
-        listed: list[dict[str, Any]] = json.loads(done.stdout).get("jobs", [])
+        answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:  # a SLURM without JSON
         return None
+    listed: list[dict[str, Any]] = answer.get("jobs") or []
+    if answer.get("errors") and not listed:  # a dead controller gives exit code 0 here
+        raise SlurmUnreachable("squeue", str(answer["errors"][0].get("description") or "it could not load jobs"))
     # Old releases list all jobs, whatever was asked for.
     for entry in listed:
         if _number(entry.get("job_id")) == job_id:

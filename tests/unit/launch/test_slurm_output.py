@@ -107,6 +107,14 @@ def test_a_controller_that_does_not_answer_is_no_unknown_job(clients: Clients, w
         slurm.find_job(1)
 
 
+def test_a_dead_controller_in_json_is_no_empty_queue(clients: Clients) -> None:
+    """Locks out a second wait: squeue --json of 22.05 exits with 0 after its time-out, and says so in `errors` only."""
+    error = '{"description": "Failed while looking for jobs", "error_number": -1, "source": "slurm_load_jobs"}'
+    clients.print("squeue", f'{{"errors": [{error}], "jobs": []}}')
+    with pytest.raises(slurm.SlurmUnreachable):
+        slurm.find_job(1)
+
+
 def test_a_machine_without_slurm_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(slurm.NoSlurm):
