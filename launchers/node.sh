@@ -26,6 +26,12 @@ fi
 threads=$((SLURM_CPUS_PER_TASK / ranks_per_node))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) DEEPSPEED_TIMEOUT=$timeout_minutes
 
+# A launcher that cannot reach the main node waits ten minutes and names nobody; this takes a second.
+if [[ $what == preflight ]] && ((nodes > 1)); then
+    "${container_command[@]}" "$python" -m lrscale.stages preflight "$run" --meet "$host" "$port" \
+        --node "$SLURMD_NODENAME" --index "$SLURM_PROCID" --nodes "$nodes"
+fi
+
 program=(lrscale.stages "$what" "$run")
 [[ $what != worker ]] || program+=(--attempt "$attempt")
 command=("$python" -m "${program[@]}")

@@ -7,7 +7,6 @@ What failed so far is told before the next thing is tried, so that a broken node
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from lrscale.config.diagnosis import Check, bad_nodes, described, failed
+from lrscale.config.diagnosis import Check, described, failed
 from lrscale.config.recipe import Recipe
 from lrscale.parallel.ranks import Ranks, node_name, set_threads
 from lrscale.stages.preflight.files import check_files
@@ -38,6 +37,7 @@ from lrscale.stages.preflight.reward import check_reward
 from lrscale.stages.preflight.sources import size_of, source_of
 from lrscale.stages.preflight.storage import Canary, check_room, unshared
 from lrscale.stages.preflight.tokens import check_tokenizer
+from lrscale.stages.preflight.verdict import write_findings
 
 _JOIN = timedelta(seconds=300)
 _ANSWER_S = 300.0
@@ -102,7 +102,7 @@ class Inspection:
         last = last or Check("all-reduce", "not checked", "something else has failed")
         self._print([last])
         findings.append(last)
-        self._write(findings)
+        write_findings(self.run_dir, self.run_dir / "attempts" / "latest", findings)
         return self._agree(fine=not failed(findings))
 
     def follow(self) -> bool:
@@ -228,21 +228,6 @@ class Inspection:
     def _print(self, findings: list[Check]) -> None:
         print(described(findings), file=sys.stderr, flush=True)
 
-    def _write(self, findings: list[Check]) -> None:
-        """The findings beside the attempt's logs, bad nodes where the next submission looks for them."""
-        bad = bad_nodes(findings)
-        folder = self.run_dir / "attempts" / "latest"
-        try:
-            if folder.is_dir():
-                text = json.dumps([check.to_json() for check in findings], indent=1)
-                (folder / "preflight.json").write_text(text + "\n", encoding="utf-8")
-            if bad:
-                add_bad_nodes(self.run_dir / "bad_nodes.txt", bad)
-        except OSError as error:
-            print(f"warning: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
-        if bad:
-            print(f"bad nodes, written to bad_nodes.txt: {', '.join(bad)}", file=sys.stderr)
-
     def _agree(self, *, fine: bool) -> bool:
         self.meeting.tell("verdict", fine)
         if fine:
@@ -251,13 +236,3 @@ class Inspection:
         self.meeting.hear("bye", range(1, self.ranks.world_size), _BYE_S if fine else 2.0)
         print("preflight passed" if fine else "preflight failed: nothing was started", file=sys.stderr)
         return fine
-
-
-def add_bad_nodes(path: Path, bad: dict[str, str]) -> None:
-    """Adds `NAME reason` lines; a node that is named again keeps its newest reason."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in lines if line.split(maxsplit=1)[:1] and line.split(maxsplit=1)[0] not in bad]
-    kept += [f"{node} {' '.join(reason.split())}" for node, reason in bad.items()]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("\n".join(kept) + "\n", encoding="utf-8")
-    temporary.replace(path)

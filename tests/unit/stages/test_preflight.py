@@ -25,10 +25,11 @@ from lrscale.stages.preflight.meeting import Meeting
 from lrscale.stages.preflight.memory import available_bytes, check_memory
 from lrscale.stages.preflight.model_size import ModelSize, host_bytes, measure
 from lrscale.stages.preflight.network import listening, own_address, reach_checks, unreachable
-from lrscale.stages.preflight.nodes import add_bad_nodes
+from lrscale.stages.preflight.rendezvous import Place, meet
 from lrscale.stages.preflight.reward import check_reward
 from lrscale.stages.preflight.storage import Canary, check_room, file_system
 from lrscale.stages.preflight.tokens import check_tokenizer
+from lrscale.stages.preflight.verdict import add_bad_nodes
 
 TINY = Path(str(resources.files("lrscale"))) / "tasks" / "assets" / "tiny_base"
 SMALL = ModelSize(parameters=1000, weight_bytes=4000, state_bytes=12000, largest_bytes=400)
@@ -263,3 +264,30 @@ def test_a_silent_rank_is_waited_for_no_longer_than_the_limit() -> None:
     assert heard == {0: {"name": "n1"}, 1: {"name": "n2"}}
     with pytest.raises(TimeoutError):
         other.hear_main("verdict", limit_s=0.1)
+
+
+def test_a_node_that_cannot_reach_the_main_one_is_named_within_a_minute(tmp_path: Path) -> None:
+    """Locks out ten minutes in which launchers wait for each other, and an end that names nobody."""
+    found: dict[int, list[Check]] = {}
+
+    def node(index: int, port: int, host: str = "127.0.0.1") -> threading.Thread:
+        place = Place(tmp_path, f"n{index}", index, nodes=3, host=host, port=port, limit_s=2.0)
+        thread = threading.Thread(target=lambda: found.update({index: meet(place)}))
+        thread.start()
+        return thread
+
+    def three(*hosts: str) -> None:
+        found.clear()
+        for path in tmp_path.glob("meet-*"):
+            path.unlink()
+        with socket.create_server(("", 0)) as taken:
+            port = taken.getsockname()[1]
+        for thread in [node(index, port, host) for index, host in enumerate(hosts)]:
+            thread.join(timeout=30)
+
+    three("127.0.0.1", "127.0.0.1", "127.0.0.1")
+    assert [check.state for check in found[0]] == ["ok"] and found[1] == found[2] == []
+    three("127.0.0.1", "127.0.0.1", "no-such-host.invalid")
+    assert [(check.node, check.state) for check in found[0]] == [("n2", "failed")]
+    assert found[0][0].blames_node and "no-such-host.invalid" in found[0][0].found
+    assert found[1] and found[2]  # nobody goes on alone
