@@ -17,12 +17,13 @@ mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
 # INDEX FIRST COUNT: where a role runs, as options of srun.
 place() {
-    where=(--nodes="$3" --ntasks="$3" --ntasks-per-node=1 --kill-on-bad-exit=1)
+    local names=("${hosts[@]:$2:$3}") of_group=SLURM_CPUS_PER_TASK_HET_GROUP_$1
+    local cpus=${!of_group:-${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}}
+    where=(--nodes="$3" --ntasks="$3" --ntasks-per-node=1 --cpus-per-task="$cpus" --kill-on-bad-exit=1)
     if ((heterogeneous)); then
         where+=(--het-group="$1")
     else
-        local names=("${hosts[@]:$2:$3}")
-        where+=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --nodelist="$(IFS=,; echo "${names[*]}")")
+        where+=(--nodelist="$(IFS=,; echo "${names[*]}")")
     fi
 }
 

@@ -19,8 +19,11 @@ set -uo pipefail
 restarts=${SLURM_RESTART_COUNT:-0}
 seconds() { date +%s; }
 
-# A value of this job by its name in `scontrol show job`; nothing where the controller is silent.
-job_value() { timeout 10 scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | grep -o " $1=[^ ]*" | cut -d= -f2; }
+# A value of this job by its name in `scontrol show job`; nothing where the controller is silent. Of a heterogeneous
+# job that of its first component.
+job_value() {
+    timeout 10 scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | head -n1 | grep -o " $1=[^ ]*" | cut -d= -f2
+}
 
 # --- The run directory: as given, or made from a recipe.
 if [[ -f ${1:?usage: sbatch slurm/train.sh RUN_DIR, or a RECIPE with options of lrscale launch}/job.env ]]; then
@@ -106,8 +109,8 @@ told_to_end() {
     [[ -z ${step:-} ]] || kill -TERM "$step" 2>/dev/null
     if ((${now:-0} > restarts)); then
         finish requeued "SLURM took the job off its nodes: one failed, was preempted, or somebody requeued the job" 0
-    elif ((ends && $(seconds) >= ends)); then
-        finish stopped "the time limit came before the ranks had saved: raise cluster.drain_s (or --time)" 6
+    elif [[ $(job_value Reason) == TimeLimit ]] || ((ends && $(seconds) >= ends)); then
+        requeue "the time limit came before the ranks had saved (raise cluster.drain_s)" stopped
     fi
     finish cancelled "cancelled by scancel or SIGTERM" 143
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Cluster, Run, wait_until
+from tests.cluster.conftest import Cluster, Run, read_json, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +22,8 @@ until [[ -e $A/drain ]]; do sleep 0.1; done
 until [[ -e $A/checkpointed ]]; do sleep 0.1; done
 exit 130"""
 RUNS = "touch $A/ready; sleep 600"
+OTHERS = "cluster.exclude=[node1, node2]"
+"""Away from the node that a test takes down."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ class Scripted:
         assert done.returncode == 0, done.stderr
         run = Run(self.cluster, self.folder / "runs" / name)
         script = run.path / "ranks"
-        script.write_text(f'#!/bin/bash\nR=$LRSCALE_RUN_DIR N=$LRSCALE_ATTEMPT A=$R/attempts/$N\n{ranks}\n')
+        script.write_text(f"#!/bin/bash\nR=$LRSCALE_RUN_DIR N=$LRSCALE_ATTEMPT A=$R/attempts/$N\n{ranks}\n")
         script.chmod(0o755)
         env = run.path / "job.env"
         env.write_text(re.sub(r"^python=.*", f"python={shlex.quote(str(script))}", env.read_text(), flags=re.MULTILINE))
@@ -72,6 +74,7 @@ def unattended(scripted: Scripted) -> dict[str, Run]:
     bad = '[[ $SLURM_PROCID == 0 ]] || echo "$SLURMD_NODENAME ECC errors" >>$R/bad_nodes.txt; '
     fails = "sleep 1; exit 6"
     return {
+        "late": scripted.start("late", f"{SAVES} {RUNS}", "cluster.time_limit='1'", "cluster.drain_s=10", OTHERS),
         "crash": scripted.start("crash", f"[[ $N == 2 ]] || {{ {SAVES} }}; {fails}"),
         "budget": scripted.start("budget", f"{SAVES} {fails}", "cluster.max_restarts=1"),
         "bad-node": scripted.start("bad-node", f"[[ $N == 1 ]] || {{ {RUNS}; }}; {SAVES} {bad} {fails}"),
@@ -133,7 +136,7 @@ def test_ranks_that_were_interrupted_end_the_job(scripted: Scripted) -> None:
 
 def test_a_job_that_loses_a_node_comes_back(scripted: Scripted) -> None:
     """SLURM puts the job back into the queue itself; its first attempt still says what became of it."""
-    run = scripted.start("lost", f"{SAVES} {RUNS}")
+    run = scripted.start("lost", f"{SAVES} {RUNS}", "cluster.exclude=[node3, node4]")
     job_id = ready(run)
     run.cluster.call("scontrol", "update", f"nodename={run.cluster.nodes_of(job_id)[1]}", "state=down", "reason=test")
     assert run.end(1)["state"] == "requeued" and "one failed" in run.end(1)["reason"]
@@ -165,3 +168,33 @@ def test_another_number_of_nodes_is_refused(unattended: dict[str, Run]) -> None:
     """Locks out a launcher that waits for nodes that never come."""
     run = unattended["nodes"]
     assert "sbatch --nodes 2" in run.end()["reason"] and run.end()["state"] == "failed"
+
+
+def test_the_first_role_to_end_ends_the_job_by_name(scripted: Scripted) -> None:
+    """Locks out a trainer that waits for rollouts of nodes that are long dead."""
+    roles = "[{name: judge, nodes: 1, command: sleep 600}, {name: rollout, nodes: 1, command: 'echo bye; exit 7'}]"
+    run = scripted.start("roles", RUNS, f"cluster.split.roles={roles}")
+    assert run.end()["state"] == "failed" and "the role rollout ended" in run.end()["reason"]
+    assert (run.attempt() / "role-rollout.log").read_text().startswith("bye\n")
+    assert "the role rollout ended first (exit code 7)" in (run.attempt() / "slurm.log").read_text()
+    assert len(read_json(run.attempt() / "job.json")["nodes"]) == 4
+
+
+@pytest.mark.parametrize("heterogeneous", ["false", "true"])
+def test_roles_have_nodes_of_their_own(scripted: Scripted, heterogeneous: str) -> None:
+    """Locks out a role on the trainer's nodes, in one allocation as in a heterogeneous job; the trainer ends it all."""
+    command = "srun_node=$SLURMD_NODENAME; echo $srun_node >$LRSCALE_RUN_DIR/role-$SLURM_PROCID; sleep 600"
+    trains = "echo $SLURMD_NODENAME >$R/train-$SLURM_PROCID; until [[ -e $R/role-1 ]]; do sleep 0.1; done; touch $R/done.json"
+    roles = f"{{heterogeneous: {heterogeneous}, roles: [{{name: rollout, nodes: 2, command: '{command}'}}]}}"
+    run = scripted.start(f"nodes-{heterogeneous}", trains, f"cluster.split={roles}")
+    assert run.end()["state"] == "finished", run.logs()
+    placed = {name: (run.path / name).read_text() for name in ("train-0", "train-1", "role-0", "role-1")}
+    assert len(set(placed.values())) == 4, placed
+
+
+def test_a_time_limit_that_comes_too_early_is_no_end(unattended: dict[str, Run]) -> None:
+    """Locks out a run that stands still from its first time limit on, though it had saved an older checkpoint."""
+    run = unattended["late"]
+    assert run.end(1)["state"] == "requeued" and "the time limit came" in run.end(1)["reason"], run.logs()
+    ready(run, 2)
+    run.cluster.call("scancel", str(run.job_id))
