@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrscale.cli.app import Overrides, app, say
-from lrscale.cli.launching import CONFIG_HOME, ConfigHome
+from lrscale.cli.launching import CONFIG_HOME, ConfigHome, slurm_options
 
 if TYPE_CHECKING:
     from lrscale.config.diagnosis import Check
@@ -22,7 +22,9 @@ def doctor(
         typer.Argument(metavar="[RECIPE]...", help="Files or names; none: cluster and installation alone."),
     ] = None,
     overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", "-N", min=1, help="As for `lrscale launch`.")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", "-N", min=1, help="As for lrscale launch.")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", "-p", help="As for lrscale launch.")] = None,
+    time: Annotated[str | None, typer.Option("--time", "-t", help="As for lrscale launch.")] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where run directories lie.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout.")] = False,
     config_home: ConfigHome = CONFIG_HOME,
@@ -38,9 +40,10 @@ def doctor(
 
     config = config_home.expanduser() / FILE
     loaded = None
-    if recipes or overrides or nodes is not None:
-        options = [f"cluster.nodes={nodes}"] if nodes is not None else []
-        loaded = load_recipe(recipes or (), [*(overrides or []), *options], slurm=None, cluster_file=config)
+    options = list(slurm_options(nodes, partition, time))
+    if recipes or overrides or options:
+        slurm = True if options else None
+        loaded = load_recipe(recipes or (), overrides or (), options, slurm=slurm, cluster_file=config)
     say("looking (loading torch takes a few seconds)")
     checks: list[Check] = []
     for check in examine(loaded, runs_dir, config):

@@ -63,9 +63,11 @@ def _meet(options: argparse.Namespace) -> int:
     checks = meet(place)
     if checks:
         print(described(checks), file=sys.stderr)
+    if not failed(checks):
+        return 0
     if place.index == 0:
         write_findings(options.path, folder, checks)
-    return FAILED if failed(checks) else 0
+    return FAILED
 
 
 def _login(path: Path | None, runs_dir: Path) -> int:
