@@ -83,6 +83,10 @@ def logs(
     if follow and attempt is None:
         follow_run(path, rank=rank, lines=lines, as_json=as_json)
         return
+    early = files.early_logs(path)[-1:]
+    if early and attempt is None and not files.attempt_folders(path):
+        _print_ends(dict.fromkeys(early), lines, _LinePrinter(path, as_json=as_json))
+        return
     chosen = files.choose_attempt(path, attempt)
     if errors:
         _print_errors(path, chosen, rank, as_json=as_json)

@@ -65,14 +65,15 @@ def choose_attempt(run_dir: Path, number: int | None = None) -> Attempt:
 
 
 def log_files(attempt: Attempt, rank: int | None = None) -> list[Path]:
-    """All logs of a start, the batch script's first; of one rank only its own.
+    """All logs of a start that hold anything, the batch script's first; of one rank only its own.
 
     Raises:
         LaunchError: there is no log of that rank (7).
     """
     found = sorted(attempt.folder.glob("*.log"), key=_place)
     if rank is None:
-        return found
+        early = attempt.folder.parent.parent / f"slurm-{attempt.job_id}.log"
+        return [path for path in (early, *found) if path.is_file() and path.stat().st_size]
     chosen = [path for path in found if path.name == f"rank{rank}.log"]
     if not chosen:
         ranks = [path.stem for path in found if path.stem.startswith("rank")]
@@ -82,6 +83,12 @@ def log_files(attempt: Attempt, rank: int | None = None) -> list[Path]:
             help=f"it has {ranks[0]} to {ranks[-1]}" if ranks else "no rank has begun; leave --rank out",
         )
     return chosen
+
+
+def early_logs(run_dir: Path) -> list[Path]:
+    """What batch scripts said that never came to an attempt, the newest job's last."""
+    found = [path for path in run_dir.glob("slurm-*.log") if path.stat().st_size]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
 def story_files(attempt: Attempt) -> list[Path]:

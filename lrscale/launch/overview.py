@@ -85,7 +85,7 @@ def _doing(status: RunStatus, now: float) -> Iterator[str]:
 
 def _place(status: RunStatus, now: float) -> Iterator[str]:
     words = [f"job {status.job_id}"] if status.job_id is not None else []
-    words += [f"on {status.nodes}"] if status.nodes else []
+    words += [f"on {status.nodes}"] if status.nodes and status.job_id is not None else []
     if status.since is not None:
         verb = {"queued": "submitted", "waiting for requeue": "submitted", "running": "started", "draining": "started"}
         words += [f"{verb.get(status.state, 'ended')} {_span(now - status.since)} ago"]

@@ -94,7 +94,6 @@ def test_what_never_ran_ends_in_a_defined_state(
     unknown = status(dead_controller, tmp_path, code=75)
     assert unknown["state"] == "queued" and "does not answer" in unknown["unanswered"]
     assert time.monotonic() - started < 60
-    assert "does not answer" in dead_controller.lrscale("list", cwd=tmp_path).stderr
     assert dead_controller.lrscale("stop", "run", cwd=tmp_path).returncode == 75
 
     cancelled = cluster.lrscale("stop", "run", "--now", cwd=tmp_path)

@@ -9,6 +9,7 @@ import pytest
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.logs import (
     choose_attempt,
+    early_logs,
     ends_of,
     find_errors,
     follow,
@@ -45,6 +46,16 @@ def test_logs_come_in_the_order_in_which_one_reads_them(folder: RunFolder) -> No
     assert names == ["slurm.log", "node-1.log", "rank0.log", "rank2.log", "rank10.log"]
     assert [path.name for path in story_files(attempt)] == ["slurm.log", "rank0.log"]
     assert [path.name for path in log_files(attempt, 10)] == ["rank10.log"]
+
+
+def test_a_batch_script_that_never_came_to_an_attempt_is_heard(folder: RunFolder) -> None:
+    """Locks out `no errors` for a job whose script ended in its first lines."""
+    folder.write("slurm-6.log", "")
+    folder.write("slurm-7.log", "job.env: line 3: syntax error\n")
+    assert [path.name for path in early_logs(folder.path)] == ["slurm-7.log"]
+    folder.write("attempts/2/job.json", {"job_id": 7})
+    folder.write("attempts/2/slurm.log", "x\n")
+    assert [path.name for path in log_files(choose_attempt(folder.path))] == ["slurm-7.log", "slurm.log"]
 
 
 @pytest.mark.parametrize(("attempt", "rank"), [(5, None), (None, 99)])
