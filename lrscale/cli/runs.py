@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -223,16 +224,17 @@ def _print_errors(run_dir: Path, attempt: Attempt, rank: int | None, *, as_json:
     from lrscale.config.diagnosis import described
     from lrscale.launch import logs as files
     from lrscale.launch.attempts import failed_checks, first_failure
+    from lrscale.launch.logged_errors import find_errors
 
     checks = failed_checks(attempt)
-    found = files.find_errors(files.log_files(attempt, rank))
+    found = find_errors(files.log_files(attempt, rank))
     first = first_failure(attempt)
     if as_json:
         value = {
             "attempt": attempt.number,
             "preflight": [check.to_json() for check in checks],
-            "first_failure": files.as_json(first),
-            "errors": list(map(files.as_json, found)),
+            "first_failure": asdict(first) if first is not None else None,
+            "errors": [asdict(error) for error in found],
         }
         typer.echo(json.dumps(value))
         return
@@ -242,9 +244,15 @@ def _print_errors(run_dir: Path, attempt: Attempt, rank: int | None, *, as_json:
     if checks:
         typer.echo(f"preflight:\n{described(checks)}\n")
     for error in found:
-        typer.echo(f"{'(echo) ' if error.echo else ''}{', '.join(error.files)}:\n{error.text}\n")
+        if not error.echo and (first is None or not error.tells(first.reason)):
+            typer.echo(f"{', '.join(error.files)}:\n{error.text}\n")
+    echoes = [f"{', '.join(error.files)}: {error.headline}" for error in found if error.echo]
+    if echoes:
+        typer.echo("\n  ".join(["because of it:" if len(echoes) < len(found) else "only echoes:", *echoes]))
     if not found and first is None and not checks:
         say(f"no errors in the logs of attempt {attempt.number} ({attempt.folder})")
+        for words in files.former_ends(run_dir, attempt.number):
+            say(f"  {words} (--attempt shows its errors)")
 
 
 def _print_ends(logs: Mapping[Path, int | None], lines: int, printer: _LinePrinter) -> None:

@@ -1,4 +1,4 @@
-"""The logs of a start, and of them the errors: what failed first, told once however many ranks repeat it.
+"""The logs of a start, whole or as they come.
 
 attempts/N/slurm.log     the batch script and srun
 attempts/N/node-K.log    what the launcher on node K and its ranks printed
@@ -10,39 +10,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from lrscale.launch.attempts import Attempt, Failure, attempt_folders, read_attempt
+from lrscale.launch.attempts import Attempt, attempt_folders, read_attempt
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.overview import described
 from lrscale.launch.status import ACTIVE, Cluster, status_of
 
 _ORDER = re.compile(r"(slurm|node-|rank|role-)(\d*)")
-_TRACEBACK = "Traceback (most recent call last):"
-_ERROR = re.compile(
-    r"\berror\b:|\bERROR\b|CUDA error|NCCL (WARN|ERROR)|ncclInternalError|DUE TO (TIME LIMIT|PREEMPTION|NODE FAILURE)"
-    r"|oom[-_ ]kill|Out Of Memory|CANCELLED AT|[Ss]egmentation fault|core dumped|\bKilled\b|killed by SIG"
-)
-_STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d+)? (?P<level>[A-Z]+) ")
-_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
-_ECHOES = ("PeerError", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "out of reach")
-"""Words of ranks that ended because another one had."""
 _LOOK_S = 0.5
 _ASK_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedError:
-    """An error and everywhere it stands."""
-
-    text: str
-    """A traceback, or one line."""
-    files: tuple[str, ...]
-    """Names of the logs that hold it (or one that differs in numbers alone), in the order of ranks."""
-    echo: bool
-    """A rank's complaint that another one has gone."""
 
 
 def choose_attempt(run_dir: Path, number: int | None = None) -> Attempt:
@@ -104,21 +81,6 @@ def last_lines(path: Path, count: int, end: int | None = None) -> tuple[list[str
     return lines[left_out:], left_out
 
 
-def find_errors(files: Sequence[Path]) -> list[LoggedError]:
-    """Every different error of the logs: real ones in the order in which they stand, then the echoes."""
-    places: dict[str, list[str]] = {}
-    texts: dict[str, str] = {}
-    for path in files:
-        for text in _errors_in(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-            key = _NUMBER.sub("#", text)
-            texts.setdefault(key, text)
-            names = places.setdefault(key, [])
-            if path.name not in names:
-                names.append(path.name)
-    found = [LoggedError(texts[key], tuple(places[key]), any(echo in key for echo in _ECHOES)) for key in texts]
-    return sorted(found, key=lambda error: error.echo)
-
-
 def newest_files(run_dir: Path, rank: int | None) -> list[Path]:
     """The logs to begin following with: those of the newest attempt that are there."""
     folders = attempt_folders(run_dir)
@@ -151,6 +113,12 @@ class RunWatch:
             self._over = status.state not in ACTIVE
             self._next_s = time.monotonic() + _ASK_S
         return self._over
+
+
+def former_ends(run_dir: Path, number: int) -> list[str]:
+    """How the attempts before this one ended, in words."""
+    attempts = [read_attempt(folder) for folder in attempt_folders(run_dir) if int(folder.name) < number]
+    return [f"attempt {one.number} ended: {one.end.get('reason')}" for one in attempts if one.end]
 
 
 def ends_of(files: Sequence[Path]) -> dict[Path, int]:
@@ -186,11 +154,6 @@ def follow(
         time.sleep(_LOOK_S)
 
 
-def as_json(value: LoggedError | Failure | None) -> dict[str, Any] | None:
-    """For machines."""
-    return asdict(value) if value is not None else None
-
-
 def _new_lines(path: Path, positions: dict[Path, int], *, whole: bool) -> Iterator[str]:
     """What has come since; a line that is being written waits, unless nothing more can come."""
     try:
@@ -203,25 +166,6 @@ def _new_lines(path: Path, positions: dict[Path, int], *, whole: bool) -> Iterat
         content = content[: content.rfind(b"\n") + 1]
     positions[path] = positions.get(path, 0) + len(content)
     yield from content.decode("utf-8", errors="replace").splitlines()
-
-
-def _errors_in(lines: Sequence[str]) -> Iterator[str]:
-    """Tracebacks whole, other errors as one line with what is indented under it."""
-    index = 0
-    while index < len(lines):
-        line = _STAMP.sub("", lines[index])
-        stamp = _STAMP.match(lines[index])
-        start = index
-        index += 1
-        if line.startswith(_TRACEBACK):
-            while index < len(lines) and lines[index].startswith((" ", "\t")):
-                index += 1
-            index = min(index + 1, len(lines))  # the line that names the exception
-            yield "\n".join([line, *lines[start + 1 : index]])
-        elif _ERROR.search(line) or (stamp is not None and stamp["level"] in ("ERROR", "CRITICAL")):
-            while index < len(lines) and lines[index].startswith("  "):
-                index += 1
-            yield "\n".join([line, *lines[start + 1 : index]])
 
 
 def _place(path: Path) -> tuple[int, int, str]:

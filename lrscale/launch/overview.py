@@ -65,7 +65,7 @@ def _doing(status: RunStatus, now: float) -> Iterator[str]:
     progress, saved, failure = status.progress, status.checkpoint, status.failure
     if failure is not None and status.state == "failed":
         on = f" on {failure.node}" if failure.node else ""
-        yield f"first failure: rank {failure.rank}{on}: {failure.reason} (exit code {failure.code})"
+        yield f"first failure: rank {failure.rank}{on}: {_first_line(failure.reason)} (exit code {failure.code})"
     if status.preflight and status.state in ("failed", "stopped", "waiting for requeue"):
         yield "preflight:"
         yield from (f"  {line}" for line in checks(status.preflight).splitlines())
@@ -128,6 +128,10 @@ def _span(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def _cut(text: str) -> str:

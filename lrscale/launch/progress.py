@@ -43,7 +43,7 @@ class Progress:
     step_s: float | None
     """Seconds a step, over the last few."""
     eta_s: float | None
-    """Seconds until the last step of the stage; in RL, until that of the last arm, evaluations aside."""
+    """Seconds until the last step of the stage; in RL, until that of the last arm, evaluations aside. None after it."""
     updated: float
     """Unix time of the last line of metrics.jsonl."""
 
@@ -63,6 +63,7 @@ def read_progress(run_dir: Path) -> Progress | None:
     stage, arm = str(last["stage"]), last.get("arm")
     steps = _steps(recipe, stage)
     pace = _pace(lines, last)
+    remaining = _remaining(recipe, stage, arm, last["step"], steps)
     rewards = [line["reward_mean"] for line in lines if line.get("reward_mean") is not None]
     return Progress(
         stage=stage,
@@ -71,7 +72,7 @@ def read_progress(run_dir: Path) -> Progress | None:
         steps=steps,
         reward=float(rewards[-1]) if rewards and stage in ("rl", "evaluate") else None,
         step_s=pace,
-        eta_s=_remaining(recipe, stage, arm, last["step"], steps) * pace if pace is not None and steps else None,
+        eta_s=remaining * pace if pace is not None and remaining else None,
         updated=updated,
     )
 

@@ -161,8 +161,11 @@ def _beginning(attempt: Attempt) -> str:
     """What happens before the ranks have their logs; empty once they do."""
     if (attempt.folder / "rank0.log").exists():
         return ""
-    looked = (attempt.folder / "preflight.json").exists()
-    return "the ranks are starting" if looked else "the nodes are being looked at (preflight)"
+    recipe = read_object(attempt.folder.parent.parent / "recipe.json") or {}
+    looks = (recipe.get("cluster") or {}).get("preflight", True)
+    if looks and not (attempt.folder / "preflight.json").exists():
+        return "the nodes are being looked at (preflight)"
+    return "the ranks are starting"
 
 
 def _settled(known: RunStatus, attempt: Attempt) -> RunStatus:

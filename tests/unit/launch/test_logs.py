@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from lrscale.launch.errors import ExitCode, LaunchError
+from lrscale.launch.logged_errors import find_errors
 from lrscale.launch.logs import (
     choose_attempt,
     early_logs,
     ends_of,
-    find_errors,
     follow,
     last_lines,
     log_files,
@@ -74,10 +74,35 @@ def test_an_error_that_many_ranks_repeat_is_told_once_and_echoes_last(folder: Ru
     folder.write("attempts/2/rank6.log", TRACE.format(row=4))
     folder.write("attempts/2/slurm.log", "srun: error: node2: task 1: Exited with exit code 6\nall is well\n")
     errors = find_errors(log_files(choose_attempt(folder.path)))
-    assert [error.files for error in errors] == [("slurm.log",), ("rank5.log", "rank6.log"), ("rank0.log", "rank1.log")]
+    assert [error.files for error in errors] == [["rank5.log", "rank6.log"], ["slurm.log"], ["rank0.log", "rank1.log"]]
+    assert [error.echo for error in errors] == [False, True, True]
+    assert errors[0].text.startswith("Traceback") and errors[0].text.endswith("KeyError: 'level' of row 17")
+    assert errors[0].headline == "KeyError: 'level' of row 17" and "going on" not in errors[0].text
+
+
+def test_a_message_with_words_of_our_own_stands_for_its_traceback(folder: RunFolder) -> None:
+    """Locks out the same failure three times: as words on the terminal, in the log, and as a traceback."""
+    words = "error: 4 of 8 scores failed\nThe first: KeyError\n  traceback: attempts/2; mend what is named\n"
+    folder.write("attempts/2/node-0.log", words)
+    inside = 'Traceback (most recent call last):\n  File "x.py", line 1\nreward.BudgetError: 4 of 8 scores failed\n'
+    stamp = "2026-11-24 14:11:44,000 INFO "
+    folder.write("attempts/2/rank0.log", f"{stamp}{inside}The first: KeyError\n\n{stamp}{words}")
+    (error,) = find_errors(log_files(choose_attempt(folder.path)))
+    assert error.files == ["node-0.log", "rank0.log"] and error.headline == "error: 4 of 8 scores failed"
+
+
+def test_what_slurm_says_of_the_end_is_heard(folder: RunFolder) -> None:
+    """Locks out a silent end: the ranks cannot say that they ran out of memory or time."""
+    folder.write(
+        "attempts/2/slurm.log",
+        "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.1.\n"
+        "slurmstepd-node1: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-24T14:55:37 DUE TO TIME LIMIT ***\n"
+        "slurmstepd-node1: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-24T14:55:37 DUE TO JOB REQUEUE ***\n"
+        "slurmstepd-node1: error: *** STEP 7.1 ON node1 CANCELLED AT 2026-11-24T14:55:37 ***\n",
+    )
+    errors = find_errors(log_files(choose_attempt(folder.path)))
     assert [error.echo for error in errors] == [False, False, True]
-    assert errors[1].text.startswith("Traceback") and errors[1].text.endswith("KeyError: 'level' of row 17")
-    assert "going on" not in errors[1].text
+    assert "oom-kill" in errors[0].text and "TIME LIMIT" in errors[1].text
 
 
 def test_ordinary_lines_are_no_errors(folder: RunFolder) -> None:
