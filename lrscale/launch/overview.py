@@ -40,7 +40,7 @@ def row(status: RunStatus, now: float | None = None) -> tuple[str, ...]:
         _span(progress.eta_s) if going and progress and progress.eta_s is not None else _MISSING,
         f"{_span(now - saved.saved)} ago" if saved else _MISSING,
         str(status.job_id) if status.job_id is not None else _MISSING,
-        _cut(_why(status, now)),
+        _cut(_cause(status) or _why(status, now)),
     )
 
 
@@ -62,10 +62,10 @@ def described(status: RunStatus, now: float | None = None) -> str:
 
 
 def _doing(status: RunStatus, now: float) -> Iterator[str]:
-    progress, saved, failure = status.progress, status.checkpoint, status.failure
-    if failure is not None and status.state == "failed":
-        on = f" on {failure.node}" if failure.node else ""
-        yield f"first failure: rank {failure.rank}{on}: {_first_line(failure.reason)} (exit code {failure.code})"
+    progress, saved = status.progress, status.checkpoint
+    if cause := _cause(status):
+        code = f" (exit code {status.failure.code})" if status.failure is not None else ""
+        yield f"first failure: {cause}{code}"
     if status.preflight and status.state in ("failed", "stopped", "waiting for requeue"):
         yield "preflight:"
         yield from (f"  {line}" for line in checks(status.preflight).splitlines())
@@ -130,8 +130,14 @@ def _span(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0]
+def _cause(status: RunStatus) -> str:
+    """Who failed first, and why, in a line; empty for what has not failed."""
+    failure = status.failure
+    if status.state != "failed" or failure is None:
+        return status.error.removeprefix("error: ")
+    on = f" on {failure.node}" if failure.node else ""
+    reason = failure.reason.partition("\n")[0]
+    return f"rank {failure.rank}{on}: {reason}"
 
 
 def _cut(text: str) -> str:

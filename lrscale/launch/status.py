@@ -25,6 +25,7 @@ from lrscale.launch.attempts import (
     submitted_jobs,
 )
 from lrscale.launch.errors import ExitCode
+from lrscale.launch.logged_errors import find_errors
 from lrscale.launch.progress import Progress, SavedStep, last_checkpoint, read_progress
 
 State = Literal[
@@ -41,6 +42,7 @@ State = Literal[
 ]
 ACTIVE: tuple[State, ...] = ("queued", "running", "draining", "waiting for requeue")
 _SETTLED: tuple[State, ...] = ("finished", "failed", "cancelled", "stopped")
+_READ_BYTES = 4 << 20
 _IN_QUEUE = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED")
 
 
@@ -66,6 +68,8 @@ class RunStatus:
     progress: Progress | None = None
     checkpoint: SavedStep | None = None
     failure: Failure | None = None
+    error: str = ""
+    """Where a run failed and no rank could say why: the first error in the logs of its nodes."""
     preflight: tuple[Check, ...] = ()
     """What failed in the preflight of this attempt."""
     unanswered: str = ""
@@ -101,6 +105,19 @@ class Cluster:
 
 def status_of(run_dir: Path, cluster: Cluster | None = None) -> RunStatus:
     """The state of a run directory. A cluster that does not answer is no error: see `unanswered`."""
+    found = _status(run_dir, cluster)
+    if found.state == "failed" and found.failure is None and found.attempt is not None:
+        return replace(found, error=_first_error(run_dir / "attempts" / str(found.attempt)))
+    return found
+
+
+def _first_error(attempt: Path) -> str:
+    logs = [*sorted(attempt.glob("node-*.log")), attempt / "slurm.log"]
+    small = [path for path in logs if path.is_file() and path.stat().st_size < _READ_BYTES]
+    return next((error.headline for error in find_errors(small) if not error.echo), "")
+
+
+def _status(run_dir: Path, cluster: Cluster | None) -> RunStatus:
     attempt = latest_attempt(run_dir)
     failure = first_failure(attempt) if attempt is not None else None
     known = RunStatus(

@@ -12,6 +12,8 @@ from lrscale.parallel.ranks import Ranks
 
 _SIZE = 1024
 """Side of the matrices that are multiplied, exactly."""
+_FREE_SHARE = 0.8
+"""What a CUDA context takes is far less than the rest."""
 
 
 def check_gpus(recipe: Recipe, node: str) -> list[Check]:
@@ -35,7 +37,7 @@ def check_gpus(recipe: Recipe, node: str) -> list[Check]:
                 blames_node=True,
             )
         ]
-    return [Check("GPUs", "ok", found, node=node), *_ecc(seen, node)]
+    return [Check("GPUs", "ok", found, node=node), *memory_errors(seen, node)]
 
 
 def check_own_gpu(recipe: Recipe, ranks: Ranks, node: str) -> list[Check]:
@@ -52,7 +54,7 @@ def check_own_gpu(recipe: Recipe, ranks: Ranks, node: str) -> list[Check]:
     else:
         del ones
         torch.cuda.empty_cache()
-        if not wrong and free > 0.9 * total:
+        if not wrong and free > _FREE_SHARE * total:
             return [Check(name, "ok", "right on every GPU", node=node)]
         if not wrong:
             problem = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB are free: another process holds the rest"
@@ -71,7 +73,7 @@ def check_own_gpu(recipe: Recipe, ranks: Ranks, node: str) -> list[Check]:
     ]
 
 
-def _ecc(count: int, node: str) -> list[Check]:
+def memory_errors(count: int, node: str) -> list[Check]:
     """Uncorrected memory errors since the driver was loaded, and rows that could not be remapped, as NVML counts them."""
     name = "ECC"
     try:

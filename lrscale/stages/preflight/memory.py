@@ -17,7 +17,8 @@ def check_memory(recipe: Recipe, size: ModelSize, node: str) -> Check:
     available, limit = found
     needed = host_bytes(recipe, size)
     words = f"{available / 2**30:.1f} GiB available ({limit})"
-    needed_words = f"{needed / 2**30:.1f} GiB for {recipe.ranks_per_node} ranks"
+    ranks = f"{recipe.ranks_per_node} ranks" if recipe.ranks_per_node > 1 else "one rank"
+    needed_words = f"{needed / 2**30:.1f} GiB for {ranks}"
     if available >= needed:
         return Check("host memory", "ok", f"{words}, needed {needed_words}", node=node)
     return Check(

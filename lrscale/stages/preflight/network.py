@@ -135,6 +135,8 @@ def _timed_sum(meeting: Meeting, backend: str, device: torch.device) -> float | 
     """Seconds a sum, or what went wrong."""
     ranks = meeting.ranks
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # each thread has a current device of its own
         timeout = timedelta(seconds=_COLLECTIVE_S)
         dist.init_process_group(
             backend, store=meeting.store, rank=ranks.rank, world_size=ranks.world_size, timeout=timeout

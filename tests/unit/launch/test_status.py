@@ -162,6 +162,17 @@ def test_the_rank_that_failed_first_is_named_with_its_node(folder: RunFolder) ->
     assert "rank 3 on node2: KeyError: 'level'" in described(found, now=NOW)
 
 
+def test_a_rank_that_was_killed_is_named_by_its_launcher(folder: RunFolder) -> None:
+    """Locks out `a rank failed` alone: who is killed leaves no exit.json."""
+    folder.submitted(7)
+    end = {"state": "failed", "reason": "a rank failed (exit code 6): see rank0.log", "ended": NOW}
+    folder.began(1, 7, end=end)
+    folder.write("attempts/1/node-1.log", "error: rank 3 was killed by SIGKILL; the other ranks were ended\n")
+    folder.write("attempts/1/slurm.log", "srun: error: node2: task 1: Exited with exit code 6\n")
+    found = status_of(folder.path, KnownJob())
+    assert "rank 3 was killed by SIGKILL" in described(found) and "rank 3 was killed" in row(found)[-1]
+
+
 @pytest.mark.parametrize(
     ("state", "expected", "words"),
     [

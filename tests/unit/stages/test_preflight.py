@@ -20,7 +20,7 @@ from lrscale.config.load import load_recipe
 from lrscale.config.recipe import Recipe
 from lrscale.parallel.ranks import Ranks
 from lrscale.stages.preflight.files import check_files
-from lrscale.stages.preflight.gpus import check_gpus
+from lrscale.stages.preflight.gpus import check_gpus, memory_errors
 from lrscale.stages.preflight.meeting import Meeting
 from lrscale.stages.preflight.memory import available_bytes, check_memory
 from lrscale.stages.preflight.model_size import ModelSize, host_bytes, measure
@@ -179,7 +179,7 @@ def test_the_smallest_limit_on_memory_counts(tmp_path: Path) -> None:
 def test_memory_is_counted_for_all_ranks_of_a_node() -> None:
     size = ModelSize(10**12, weight_bytes=10**14, state_bytes=10**15, largest_bytes=10**9)
     check = check_memory(recipe(), size, "n1")
-    assert (check.state, check.blames_node) == ("failed", True) and "for 1 ranks" in check.needed
+    assert (check.state, check.blames_node) == ("failed", True) and "for one rank" in check.needed
     assert check_memory(recipe(), SMALL, "n1").state == "ok"
     sharded = ("parallel.kind=zero3", "cluster.gpus_per_node=4", "cluster.nodes=2", "model.device=cuda")
     plain = host_bytes(recipe(*sharded), SMALL)
@@ -231,6 +231,8 @@ def test_what_cannot_be_looked_at_is_never_ok() -> None:
     (missing,) = check_gpus(recipe("model.device=cuda"), "n1")
     assert (missing.state, missing.blames_node) == ("failed", True) and "none" in missing.found
     assert [check.state for check in check_gpus(recipe("model.device=auto"), "n1")] == ["warning"]
+    (ecc,) = memory_errors(0, "n1")  # NVML's library comes with the driver
+    assert ecc.state == "not checked" and "NVML" in ecc.found
 
 
 def test_a_port_that_answers_with_something_else_is_not_that_node() -> None:
