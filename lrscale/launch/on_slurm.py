@@ -56,9 +56,9 @@ def plan(loaded: LoadedRecipe, runs_dir: Path, *, dry: bool, say: Callable[[str]
     loaded = settled(loaded)
     recipe, dims = loaded.recipe, dims_of(loaded.recipe.model.path)
     memory = memory_plan(recipe, dims) if dims is not None else None
-    batch = _batch(loaded)
     require_sound(loaded, memory)
     _check_cluster(loaded, memory, dry=dry, say=say)
+    batch = _batch(loaded)
     if not dry:
         require_secrets(loaded)
     run_dir = (runs_dir / recipe.name).absolute()

@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.distributed.ranks import ROOT
+
+if TYPE_CHECKING:
+    from tests.cluster.scripted import Scripted
 
 HERE = Path(__file__).parent
 NODES, GPUS = 4, 8
@@ -216,3 +219,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture(scope="session")
+def scripted(cluster: Cluster, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Scripted:
+    from tests.cluster.scripted import Scripted
+
+    return Scripted(cluster, tmp_path_factory.mktemp("scripted"), recipe)
+
+
+@pytest.fixture(scope="session")
+def late(scripted: Scripted) -> Run:
+    """Saves once, and is then deaf until its time limit."""
+    from tests.cluster.scripted import OTHERS, RUNS, SAVES
+
+    return scripted.start("late", f"{SAVES} {RUNS}", "cluster.time_limit='1'", "cluster.drain_s=10", OTHERS)

@@ -5,76 +5,23 @@ The ranks are stood in for by a line of shell, so that a job takes a second; tes
 
 from __future__ import annotations
 
-import re
-import shlex
-from pathlib import Path
-
 import pytest
 
-from tests.cluster.conftest import Cluster, Run, read_json, wait_until
+from tests.cluster.conftest import Run, read_json
+from tests.cluster.scripted import DRAINS, RUNS, SAVES, Scripted, ready
 
 pytestmark = pytest.mark.slow
 
-SAVES = 'mkdir -p "$R/checkpoints/latent"; echo "step-$N" >"$R/checkpoints/latent/latest"; '
-DRAINS = """
-until [[ -e $A/drain ]]; do sleep 0.1; done
-[[ $SLURM_PROCID != 0 ]] || echo "{}" >"$A/checkpointed"
-until [[ -e $A/checkpointed ]]; do sleep 0.1; done
-exit 130"""
-RUNS = "touch $A/ready; sleep 600"
-OTHERS = "cluster.exclude=[node1, node2]"
-"""Away from the node that a test takes down."""
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("endings")
+def unattended(scripted: Scripted, late: Run) -> dict[str, Run]:
+    """Jobs that need nobody, side by side: a requeue takes SLURM six seconds.
 
-
-class Scripted:
-    """Starts jobs of real run directories whose ranks are a line of shell."""
-
-    def __init__(self, cluster: Cluster, folder: Path, recipe: Path) -> None:
-        self.cluster, self.folder, self.recipe = cluster, folder, recipe
-
-    def start(self, name: str, ranks: str, *settings: str, nodes: int = 2) -> Run:
-        """In the line, R is the run directory, N the attempt's number and A its folder."""
-        options = [word for setting in settings for word in ("--set", setting)]
-        done = self.cluster.lrscale(
-            "launch", str(self.recipe), "--nodes", "2", "--name", name, "--dry-run", *options, cwd=self.folder
-        )
-        assert done.returncode == 0, done.stderr
-        run = Run(self.cluster, self.folder / "runs" / name)
-        script = run.path / "ranks"
-        script.write_text(f"#!/bin/bash\nR=$LRSCALE_RUN_DIR N=$LRSCALE_ATTEMPT A=$R/attempts/$N\n{ranks}\n")
-        script.chmod(0o755)
-        env = run.path / "job.env"
-        env.write_text(re.sub(r"^python=.*", f"python={shlex.quote(str(script))}", env.read_text(), flags=re.MULTILINE))
-        line = (run.path / "job.sh").read_text().replace("--nodes=2", f"--nodes={nodes}")
-        said = self.cluster.call("sh", "-c", line)
-        (run.path / "jobs.jsonl").write_text(f'{{"job_id": {said.split()[-1]}}}\n')
-        return run
-
-
-@pytest.fixture(scope="module")
-def scripted(cluster: Cluster, folder: Path, recipe: Path) -> Scripted:
-    return Scripted(cluster, folder, recipe)
-
-
-def ready(run: Run, number: int = 1) -> int:
-    """Waits until the ranks of an attempt run; the job's id."""
-    path = run.attempt(number) / "ready"
-    wait_until(path.is_file, f"{path}: {run.logs(number)}", timeout_s=60)
-    return run.job_id
-
-
-@pytest.fixture(scope="module")
-def unattended(scripted: Scripted) -> dict[str, Run]:
-    """Jobs that need nobody, side by side: a requeue takes SLURM six seconds."""
+    `late` takes SLURM more than a minute, and is looked at in test_training.py.
+    """
     bad = '[[ $SLURM_PROCID == 0 ]] || echo "$SLURMD_NODENAME ECC errors" >>$R/bad_nodes.txt; '
     fails = "sleep 1; exit 6"
     return {
-        "late": scripted.start("late", f"{SAVES} {RUNS}", "cluster.time_limit='1'", "cluster.drain_s=10", OTHERS),
         "crash": scripted.start("crash", f"[[ $N == 2 ]] || {{ {SAVES} }}; {fails}"),
         "budget": scripted.start("budget", f"{SAVES} {fails}", "cluster.max_restarts=1"),
         "bad-node": scripted.start("bad-node", f"[[ $N == 1 ]] || {{ {RUNS}; }}; {SAVES} {bad} {fails}"),
@@ -190,11 +137,3 @@ def test_roles_have_nodes_of_their_own(scripted: Scripted, heterogeneous: str) -
     assert run.end()["state"] == "finished", run.logs()
     placed = {name: (run.path / name).read_text() for name in ("train-0", "train-1", "role-0", "role-1")}
     assert len(set(placed.values())) == 4, placed
-
-
-def test_a_time_limit_that_comes_too_early_is_no_end(unattended: dict[str, Run]) -> None:
-    """Locks out a run that stands still from its first time limit on, though it had saved an older checkpoint."""
-    run = unattended["late"]
-    assert run.end(1)["state"] == "requeued" and "the time limit came" in run.end(1)["reason"], run.logs()
-    ready(run, 2)
-    run.cluster.call("scancel", str(run.job_id))
