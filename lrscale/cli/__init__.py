@@ -3,7 +3,10 @@
 One file a group of commands; importing it puts them into `app`, in the order that `lrscale --help` shows.
 """
 
-from lrscale.cli import launching, models, runs  # noqa: F401 - the commands put themselves into the application
+# isort: off - the order of the help
+from lrscale.cli import cluster, doctor, launching, models, runs, verification  # noqa: F401 - see above
+
+# isort: on
 from lrscale.cli.app import main
 
 __all__ = ["main"]

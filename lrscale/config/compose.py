@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lrscale.config.base import Section
 from lrscale.config.errors import Place, Problem, RecipeError
@@ -14,6 +14,29 @@ from lrscale.config.schema import Key, default_kind, dotted, kind_of, pick, vari
 from lrscale.config.source import Document, parse_value
 
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class Option(NamedTuple):
+    """An option of the command line that stands for a key: `--nodes 8`."""
+
+    name: str
+    key: str
+    value: str | int
+
+
+def with_options(document: Document, options: Iterable[Option]) -> Document:
+    """The document with the options on top; places still tell where a recipe said it."""
+    for option in options:
+        key: Key = tuple(option.key.split("."))
+        former = document.places.get(key)
+        place = Place(f"{option.name} {option.value}")
+        if former is not None:
+            place = replace(former, note=f"overridden by {option.name}")
+        values: Any = option.value
+        for part in reversed(key):
+            values = {part: values}
+        document = Document(_merge(document.values, values, Recipe), {**document.places, key: place})
+    return document
 
 
 def read_overrides(overrides: Sequence[str]) -> Document:

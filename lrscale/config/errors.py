@@ -13,6 +13,8 @@ class Place:
     source: str
     line: int = 0
     """1-based; 0 where the source has no lines (`--set`)."""
+    note: str = ""
+    """What to say behind the key, such as "overridden by --nodes"."""
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}" if self.line else self.source
@@ -30,7 +32,8 @@ class Problem:
     help: str = ""
 
     def __str__(self) -> str:
-        lines = [f"error: {self.message}", f"  {self.place} {self.key}".rstrip()]
+        note = f" ({self.place.note})" if self.place.note else ""
+        lines = [f"error: {self.message}", f"  {self.place} {self.key}{note}".rstrip()]
         if self.help:
             lines.append(f"  help: {self.help}")
         return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lrscale.config.checks import Conflict, absolute, conflicts, files_of, missing_files
-from lrscale.config.compose import compose, read_overrides, with_section_defaults
+from lrscale.config.cluster_file import asks_for_slurm, read_cluster_file
+from lrscale.config.compose import Option, compose, read_overrides, with_options, with_section_defaults
 from lrscale.config.errors import Place, Problem, RecipeError, RecipeNotFoundError
 from lrscale.config.recipe import Recipe
 from lrscale.config.schema import (
@@ -40,14 +41,26 @@ class LoadedRecipe:
     recipe: Recipe
     places: Mapping[str, Place]
     """Dotted key to file and line, or to the `--set`."""
+    slurm: bool = False
+    """Whether the run goes to SLURM."""
 
 
-def load_recipe(paths: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(
+    paths: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    options: Sequence[Option] = (),
+    *,
+    slurm: bool | None = False,
+    cluster_file: Path | None = None,
+) -> LoadedRecipe:
     """Reads recipes, composed left to right, with `a.b=c` overrides on top.
 
     Args:
         paths: Recipe files, or names of shipped recipes; none means tiny-cpu.
         overrides: `key=value`, the key dotted, the value YAML.
+        options: What the command line says in options of their own; above the overrides.
+        slurm: Whether the run goes to SLURM; None lets the recipe decide.
+        cluster_file: Lies below the recipes where the run goes to SLURM; need not be there.
 
     Raises:
         RecipeError: naming every problem with file, line, key, value and what is allowed.
@@ -67,7 +80,11 @@ def load_recipe(paths: Sequence[str | Path] = (), overrides: Sequence[str] = ())
         problems += error.problems
     if problems:
         raise RecipeError(problems)
-    return _resolve(compose(documents))
+    document = with_options(compose(documents), options)
+    slurm = asks_for_slurm(document) if slurm is None else slurm
+    if slurm and cluster_file is not None:
+        document = with_options(compose([read_cluster_file(cluster_file), *documents]), options)
+    return replace(_resolve(document), slurm=slurm)
 
 
 def dump_recipe(recipe: Recipe) -> str:

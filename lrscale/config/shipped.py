@@ -20,9 +20,14 @@ def shipped_ds_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_shared("ds_configs").glob("*.json"))}
 
 
+def shared_folder() -> Path:
+    """The folder with launchers/, ds_configs/ and slurm/."""
+    folders = (_PACKAGE / "share", _PACKAGE.parent)
+    return next((folder for folder in folders if (folder / "launchers").is_dir()), folders[0])
+
+
 def _shared(name: str) -> Path:
-    folders = (_PACKAGE / "share" / name, _PACKAGE.parent / name)
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    return shared_folder() / name
 
 
 def find_recipe(name: str | Path) -> Path:

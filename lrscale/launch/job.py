@@ -16,7 +16,9 @@ from lrscale.config.recipe import Recipe
 from lrscale.config.shipped import shipped_ds_configs
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.rundir import write_whole
+from lrscale.plan.accelerate import accelerate_yaml
 from lrscale.plan.deepspeed import resolve
+from lrscale.plan.model_dims import KNOWN, ModelDims, dims_of_config
 
 _BUILTINS = {"builtin:tiny": "tasks/assets/tiny_base"}
 _PORTS = range(20_000, 30_000)
@@ -30,15 +32,20 @@ def job_files(loaded: LoadedRecipe) -> dict[str, str]:
         RecipeError: this release cannot start it, or its DeepSpeed configuration cannot be resolved.
     """
     recipe = loaded.recipe
-    if recipe.cluster.nodes > 1:
-        message = f"cluster.nodes is {recipe.cluster.nodes}: starting several nodes comes with SLURM launching"
-        raise _problem(loaded, "cluster.nodes", message, "one node can be started: --set cluster.nodes=1")
     if recipe.parallel.kind == "single":
         return {}
-    files = {"accelerate.yaml": _accelerate_yaml(recipe)}
+    files = {"accelerate.yaml": accelerate_yaml(recipe.cluster.nodes, recipe.ranks_per_node)}
     if recipe.parallel.kind == "zero3":
         files["ds_config.json"] = json.dumps(_ds_config(loaded), indent=2) + "\n"
     return files
+
+
+def require_one_node(loaded: LoadedRecipe) -> None:
+    """Raises RecipeError if a recipe for several nodes was to run on this machine."""
+    nodes = loaded.recipe.cluster.nodes
+    if nodes > 1:
+        message = f"cluster.nodes is {nodes}, but this machine is one node (--local)"
+        raise RecipeError([_found(loaded, "cluster.nodes", message, "leave --local out, or --set cluster.nodes=1")])
 
 
 def write_job_files(run_dir: Path, files: Mapping[str, str]) -> None:
@@ -89,20 +96,6 @@ def warnings_of(recipe: Recipe) -> list[str]:
     return ["warning: parallel.lockstep is false: ranks whose loops differ in length hang or compute something wrong"]
 
 
-def _accelerate_yaml(recipe: Recipe) -> str:
-    """For accelerate as a mere launcher: processes over torchrun, on CPUs as on GPUs. lrscale calls DeepSpeed itself.
-
-    MULTI_CPU would start one process without MPI, DEEPSPEED would hand accelerate the engine. With this file named,
-    none in the user's cache is read.
-    """
-    return (
-        "compute_environment: LOCAL_MACHINE\n"
-        "distributed_type: MULTI_GPU\n"
-        f"num_machines: 1\nmachine_rank: 0\nnum_processes: {recipe.world_size}\n"
-        "mixed_precision: 'no'\nuse_cpu: false\ndebug: false\n"
-    )
-
-
 def _ds_config(loaded: LoadedRecipe) -> dict[str, Any]:
     recipe, key = loaded.recipe, "parallel.ds_config"
     path = shipped_ds_configs().get(recipe.parallel.ds_config) or Path(recipe.parallel.ds_config)
@@ -111,23 +104,37 @@ def _ds_config(loaded: LoadedRecipe) -> dict[str, Any]:
         if not isinstance(template, dict):
             raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
-        raise _problem(loaded, key, f"{path} cannot be read: {error}", "give a DeepSpeed JSON file") from error
+        message = f"{path} cannot be read: {error}"
+        raise RecipeError([_found(loaded, key, message, "give a DeepSpeed JSON file")]) from error
     try:
-        return resolve(template, recipe, hidden_size_of(recipe.model.path), recipe.world_size)
+        known = KNOWN.get(recipe.model.path)
+        hidden_size = known.hidden if known is not None else hidden_size_of(recipe.model.path)
+        return resolve(template, recipe, hidden_size, recipe.world_size)
     except ValueError as error:
         raise RecipeError([_found(loaded, key, f"{path}: {line}", "") for line in str(error).splitlines()]) from error
 
 
 def hidden_size_of(model: str) -> int | None:
     """A model's width, from its config.json; None where that is not on this machine or does not say."""
+    config = _config(model)
+    text_part = config.get("text_config", {})
+    size = config.get("hidden_size", text_part.get("hidden_size") if isinstance(text_part, dict) else None)
+    return size if isinstance(size, int) else None
+
+
+def dims_of(model: str) -> ModelDims | None:
+    """A model's dimensions: known ones, else from its config.json; None where neither tells."""
+    return KNOWN.get(model) or dims_of_config(_config(model))
+
+
+def _config(model: str) -> dict[str, Any]:
+    """A model's config.json, empty where it is not on this machine or not to be read: the ranks say what is wrong."""
     path = _config_json(model)
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-        text_part = config.get("text_config", {})
-        size = config.get("hidden_size", text_part.get("hidden_size"))
-    except (OSError, ValueError, AttributeError):  # the worker says what is wrong with it
-        return None
-    return size if isinstance(size, int) else None
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _config_json(model: str) -> Path | None:
@@ -143,10 +150,6 @@ def _config_json(model: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(found) if isinstance(found, str) else None
-
-
-def _problem(loaded: LoadedRecipe, key: str, message: str, help_: str) -> RecipeError:
-    return RecipeError([_found(loaded, key, message, help_)])
 
 
 def _found(loaded: LoadedRecipe, key: str, message: str, help_: str) -> Problem:

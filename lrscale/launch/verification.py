@@ -23,7 +23,7 @@ import psutil
 
 from lrscale.config.load import LoadedRecipe
 from lrscale.launch.errors import ExitCode, LaunchError
-from lrscale.launch.job import job_command, job_files, write_job_files
+from lrscale.launch.job import job_command, job_files, require_one_node, write_job_files
 from lrscale.launch.local import exit_code
 from lrscale.launch.rundir import create_run, require_free
 
@@ -53,8 +53,10 @@ def verify_resume(
     """Run the recipe twice in `folder`, and kill the second run at `kills` random moments.
 
     Raises:
+        RecipeError: it asks for several nodes.
         LaunchError: a run that nobody killed failed; its own words are in FOLDER/NAME.log.
     """
+    require_one_node(loaded)
     say(f"running {loaded.recipe.name} undisturbed (log: {folder / LEFT_ALONE}.log)")
     calm = _Run(loaded, folder, LEFT_ALONE)
     started = time.monotonic()

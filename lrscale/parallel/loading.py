@@ -90,7 +90,7 @@ def load_policy(model: ModelConfig, projector: ProjectorConfig) -> LatentPolicy:
 def checked_source(model: ModelConfig, projector: ProjectorConfig) -> tuple[str, PreTrainedTokenizerBase, torch.device]:
     """What transformers is given for a recipe's model, its tokenizer, and its device. ValueError as `load_policy`."""
     device = _device(model.device)
-    source = _source(model.path)
+    source = model_source(model.path)
     config = _load_config(source, model.path)
     _check_projector(ProjectorFields.read(config), projector, f"model.path {model.path} is a LiteReason checkpoint")
     if projector.path:
@@ -101,7 +101,7 @@ def checked_source(model: ModelConfig, projector: ProjectorConfig) -> tuple[str,
 @_quiet_hub()
 def checkpoint_projector(model: ModelConfig) -> ProjectorConfig:
     """The projector that a LiteReason checkpoint brings; the defaults for a plain model. ValueError as `load_policy`."""
-    fields = ProjectorFields.read(_load_config(_source(model.path), model.path))
+    fields = ProjectorFields.read(_load_config(model_source(model.path), model.path))
     if fields is None:
         return ProjectorConfig()
     return ProjectorConfig(kind=fields.kind, layers=fields.layers, max_latent_steps=fields.max_latent_steps)
@@ -118,7 +118,7 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda", Ranks.from_environment().local_rank)
 
 
-def _source(path: str) -> str:
+def model_source(path: str) -> str:
     """What transformers is given: a folder that exists, or a hub id."""
     if path == BUILTIN_TINY:
         folder = Path(str(resources.files("lrscale"))) / _TINY_FOLDER
@@ -238,4 +238,4 @@ def _short(error: Exception) -> str:
 @_quiet_hub()
 def hidden_size_of(model: ModelConfig) -> int:
     """A model's width, from its configuration. ValueError as `load_policy`."""
-    return int(_load_config(_source(model.path), model.path).get_text_config().hidden_size)
+    return int(_load_config(model_source(model.path), model.path).get_text_config().hidden_size)

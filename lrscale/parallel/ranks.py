@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,11 @@ class Ranks:
             local_rank=_integer("LOCAL_RANK", 0),
             host=os.environ.get("MASTER_ADDR") or "127.0.0.1",
         )
+
+
+def node_name() -> str:
+    """This machine as SLURM calls it, or its host name outside of a SLURM job."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def set_threads(threads: int | None) -> None:

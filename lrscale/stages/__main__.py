@@ -1,4 +1,4 @@
-"""python -m lrscale.stages worker|evaluate|generate|replay-step|export ARGUMENTS: that module's main, quiet when stopped early.
+"""python -m lrscale.stages MODULE ARGUMENTS: the main of a stage module, quiet when it is stopped early.
 
 Loading torch takes seconds, in which a Ctrl-C would end in a traceback through somebody's imports.
 """
@@ -12,7 +12,7 @@ import sys
 import warnings
 from types import FrameType
 
-MODULES = ("worker", "evaluate", "generate", "replay-step", "export")
+MODULES = ("worker", "evaluate", "generate", "replay-step", "export", "preflight")
 INTERRUPTED = 130
 
 

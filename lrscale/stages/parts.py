@@ -18,6 +18,7 @@ from lrscale.report.metrics import MetricsLog
 from lrscale.reward.scorer import build_scorer
 from lrscale.rollout.engine import RolloutEngine
 from lrscale.rollout.local import LocalRollouts
+from lrscale.stages.drain import NEVER, Drain
 from lrscale.stages.prompts import PromptBook
 from lrscale.stages.run_log import Display, RunLog, Trackers
 from lrscale.stages.sampling import Sampler
@@ -35,6 +36,7 @@ class Parts:
     rollouts: RolloutEngine
     sampler: Sampler
     log: RunLog
+    drain: Drain = NEVER
 
     @property
     def policy(self) -> LatentPolicy:

@@ -19,6 +19,7 @@ from lrscale.report.timing import step_line
 from lrscale.stages.alignment import align_projector
 from lrscale.stages.batching import padded, rounds
 from lrscale.stages.clock import phase_timer
+from lrscale.stages.drain import Drained
 from lrscale.stages.failed_step import keep_failed
 from lrscale.stages.heldout import heldout_losses
 from lrscale.stages.journal import Journal
@@ -74,8 +75,11 @@ def run_projector_sft(parts: Parts, journal: Journal) -> None:
     total = total_steps(parts, len(rows), training)
 
     def checkpoint(step: int) -> None:
-        if step % config.checkpoint_every == 0 and step < total:
+        drained = step < total and parts.drain.asked()
+        if step < total and (step % config.checkpoint_every == 0 or drained):
             journal.save(STAGE, step, {})
+        if drained:
+            raise Drained(STAGE, step)
 
     train_projector(parts, rows, training, first_step=state["step"] if state else 0, after_step=checkpoint)
     log_heldout(parts, heldout, training, total)

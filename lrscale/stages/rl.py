@@ -27,6 +27,7 @@ from lrscale.report.timing import PhaseTimer, step_line
 from lrscale.rollout.engine import SamplingPlan
 from lrscale.stages.audit import audit_drift
 from lrscale.stages.clock import phase_timer
+from lrscale.stages.drain import Drained
 from lrscale.stages.evaluate import evaluate_and_record
 from lrscale.stages.failed_step import keep_failed
 from lrscale.stages.journal import Journal
@@ -121,13 +122,19 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
             progress.advance(note=f"reward {metrics['reward_mean'] or 0.0:.3f}")
             if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
                 evaluate_and_record(parts, arm, step=step, when="during")
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                totals.tick()
-                size = buffer.size_bytes if buffer is not None else 0
-                run.journal.save(
-                    arm, step, {"totals": totals.to_json(), "refresh_bytes": size}, score=metrics["reward_mean"]
-                )
+            drained = step < config.steps and parts.drain.asked()
+            if step % config.checkpoint_every == 0 or step == config.steps or drained:
+                save_checkpoint(run, step, totals, buffer, metrics["reward_mean"])
+            if drained:
+                raise Drained(arm, step)
             timer.take()
+
+
+def save_checkpoint(run: ArmRun, step: int, totals: Totals, buffer: RefreshBuffer | None, score: float | None) -> None:
+    """All that the arm needs to go on after the step."""
+    totals.tick()
+    size = buffer.size_bytes if buffer is not None else 0
+    run.journal.save(run.arm, step, {"totals": totals.to_json(), "refresh_bytes": size}, score=score)
 
 
 def prompts_of_step(parts: Parts, arm: Arm, step: int) -> list[Prompt]:

@@ -1,6 +1,6 @@
 """The job: runs the stages of a run directory and resumes them exactly.
 
-    python -m lrscale.stages.worker RUN_DIR
+    python -m lrscale.stages.worker RUN_DIR [--attempt N]
 
 The run directory is all that it is given; where the recipe asks for several ranks, each of them is started so
 (`lrscale launch` and `accelerate launch` do it). Exit codes: 0 done, 2 usage, 3 the recipe asks for something
@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from lrscale.report.metrics import MetricsDamaged
 from lrscale.report.table import print_summary
 from lrscale.reward.scorer import RewardBudgetError
 from lrscale.stages.attempts import LockedError, Voice, locked, logged_to, new_attempt, termination_interrupts
+from lrscale.stages.drain import NEVER, Drain, Drained
 from lrscale.stages.parts import build_parts, read_ds_config
 from lrscale.stages.pipeline import run_stages
 from lrscale.stages.rollout_io import StateDamagedError, write_json
@@ -61,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m lrscale.stages.worker", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("run_dir", type=Path, help="a run directory with recipe.json")
-    run_dir: Path = parser.parse_args(arguments).run_dir
+    parser.add_argument("--attempt", type=int, help="attempts/N as the batch script made it; default: a new one")
+    given = parser.parse_args(arguments)
+    run_dir: Path = given.run_dir
     voice = Voice(Ranks())
     try:
         voice = Voice(Ranks.from_environment())
@@ -79,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     lockstep = Lockstep(ranks, timeout=timedelta(seconds=recipe.parallel.collective_timeout_s))
-    code = _guarded_attempt(run_dir, recipe, lockstep, voice)
+    code = _guarded_attempt(run_dir, recipe, lockstep, voice, number=given.attempt)
     if ranks.world_size > 1 and code:
         # Without goodbye: to leave the process group can wait for ever for ranks that are stuck.
         sys.stdout.flush()
@@ -89,10 +93,10 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _guarded_attempt(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice) -> int:
+def _guarded_attempt(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice, *, number: int | None) -> int:
     try:
         with held_by_main(run_dir / "lock", lockstep):
-            return attempt(run_dir, recipe, lockstep, voice)
+            return attempt(run_dir, recipe, lockstep, voice, number=number)
     except PeerError:  # the main rank could not begin, and has said why
         return linger(FAILED)
     except LockedError as error:
@@ -114,15 +118,18 @@ def held_by_main(path: Path, lockstep: Lockstep) -> Iterator[None]:
         yield
 
 
-def attempt(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice) -> int:
-    """One start of the job, under the lock: logged to attempts/N, its end in attempts/N/exit.json."""
+def attempt(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice, *, number: int | None = None) -> int:
+    """One start of the job, under the lock: logged to attempts/N, its end in attempts/N/exit.json.
+
+    `number` is that of a folder which is there already: a batch script's.
+    """
     ranks = lockstep.ranks
     if lockstep.on_main((run_dir / "done.json").is_file):
         voice.say(f"{run_dir} is finished; nothing to do")
         if ranks.is_main:
             conclude(run_dir, recipe, rewrite=False)
         return 0
-    folder = Path(lockstep.on_main(lambda: str(new_attempt(run_dir / "attempts"))))
+    folder = Path(lockstep.on_main(lambda: str(attempt_folder(run_dir, number))))
     log = folder / f"rank{ranks.rank}.log"
     with logged_to(log), voice.hushed(log):
         started = time.time()
@@ -147,12 +154,21 @@ def attempt(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice) -> 
     return code
 
 
+def attempt_folder(run_dir: Path, number: int | None) -> Path:
+    """The folder that a batch script has made, or a new one."""
+    attempts = run_dir / "attempts"
+    return new_attempt(attempts) if number is None else attempts / str(number)
+
+
 def guarded_run(run_dir: Path, recipe: Recipe, lockstep: Lockstep, voice: Voice, folder: Path) -> tuple[int, str]:
     """Run to the end or to an error that people can read; the traceback goes to the attempt's log."""
     with termination_interrupts() as interrupts:
         try:
-            run(run_dir, recipe, lockstep)
+            run(run_dir, recipe, lockstep, Drain(folder, lockstep))
             return 0, "done"
+        except Drained as drained:
+            voice.say(f"{drained}; launched again, the run goes on from there")
+            return INTERRUPTED, str(drained)
         except KeyboardInterrupt:
             logger.info("interrupted")
             if lockstep.alone:  # with several ranks it may be another one's failure that ends this one
@@ -205,12 +221,19 @@ def explained(error: Exception, voice: Voice, folder: Path) -> tuple[int, str]:
     return FAILED, reason
 
 
-def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep) -> None:
-    """Build the parts, run the stages, report."""
+def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep, drain: Drain = NEVER) -> None:
+    """Build the parts, run the stages, report.
+
+    Raises:
+        Drained: it was asked to end, has saved all, and the mark for whoever asked stands.
+    """
     lockstep.on_main(lambda: _settle_ds_config(run_dir, recipe))
-    parts = build_parts(recipe, run_dir, lockstep)
+    parts = replace(build_parts(recipe, run_dir, lockstep), drain=drain)
     try:
         run_stages(parts)
+    except Drained as drained:
+        drain.mark(drained)
+        raise
     finally:
         parts.log.close()
     lockstep.barrier()

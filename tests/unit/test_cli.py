@@ -31,7 +31,9 @@ def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["launch", "--set", "stages.rl.stps=3"], 3, "did you mean stages.rl.steps?"),
         (["launch", "--set", "seed"], 3, "key=value"),
         (["launch", "--name", "../x"], 3, "name is"),
-        (["launch", "llama3-70b-8n8g"], 3, "comes with SLURM launching"),
+        (["launch", "llama3-70b-8n8g", "--local"], 3, "this machine is one node"),
+        (["launch", "--nodes", "0"], 2, "--nodes"),
+        (["launch", "--time", "1:x", "--dry-run"], 3, "--time 1:x cluster.time_limit"),
         (["launch", "bad.yaml"], 3, "bad.yaml:2 sed"),
         (["show", "bad.yaml"], 3, "did you mean seed?"),
         (["evaluate", "runs/none"], 7, "does not exist"),
@@ -43,6 +45,13 @@ def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["generate", "builtin:tiny"], 2, "PROMPT"),
         (["report", "runs/none"], 7, "does not exist"),
         (["report"], 2, "RUN"),
+        (["status", "none"], 7, "none is no run"),
+        (["status", "runs"], 7, "no recipe.json"),
+        (["logs", "none"], 7, "none is no run"),
+        (["logs"], 2, "RUN"),
+        (["stop", "none"], 7, "none is no run"),
+        (["resume", "none"], 7, "none is no run"),
+        (["doctor", "nothing.yaml"], 7, "does not exist"),
         (["report", "runs", "--out", "x.txt"], 2, "x.html"),
         (["generate", "builtin:tiny", "hello", "--max-new-tokens", "100000"], 3, "lower --max-new-tokens"),
     ],
@@ -72,7 +81,7 @@ def test_show_prints_a_recipe_that_launch_takes(tmp_path: Path) -> None:
 
 def test_recipes_are_listed_with_what_they_are_for(tmp_path: Path) -> None:
     lines = lrscale("recipes", cwd=tmp_path).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["llama3-70b-8n8g", "qwen3-4b-1gpu", "smoke-1gpu", "tiny-cpu"]
+    assert [line.split()[0] for line in lines] == ["llama3-70b-8n8g", "qwen3-4b-1gpu", "smoke-1gpu", "tiny-cpu", "tiny-short"]
     assert all(len(line.split()) > 4 for line in lines)
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from lrscale.config.errors import RecipeError
 from lrscale.config.load import load_recipe
-from lrscale.launch.job import free_port, hidden_size_of, job_command, job_files, warnings_of
+from lrscale.launch.job import free_port, hidden_size_of, job_command, job_files, require_one_node, warnings_of
 
 SHARDED = ["parallel.kind=zero3", "parallel.ranks_per_node=2"]
 
@@ -45,12 +45,12 @@ def test_fsdp2_needs_no_deepspeed() -> None:
     assert set(job_files(load_recipe((), ["parallel.kind=fsdp2", "parallel.ranks_per_node=2"]))) == {"accelerate.yaml"}
 
 
-def test_several_nodes_are_refused_for_now() -> None:
+def test_several_nodes_are_not_this_machine() -> None:
     """Locks out a 70B run that quietly trains on one node."""
     with pytest.raises(RecipeError) as caught:
-        job_files(load_recipe(["llama3-70b-8n8g"]))
+        require_one_node(load_recipe(["llama3-70b-8n8g"]))
     (problem,) = caught.value.problems
-    assert problem.key == "cluster.nodes" and problem.place.line > 0 and "SLURM" in problem.message
+    assert problem.key == "cluster.nodes" and problem.place.line > 0 and "--local" in problem.message
 
 
 def test_a_ds_config_that_cannot_be_used_is_a_problem_of_the_recipe(tmp_path: Path) -> None:
