@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 from lrscale.config.errors import Place
 from lrscale.config.recipe import Recipe
-from lrscale.config.rollout import FunctionRewardConfig, TaskRewardConfig
+from lrscale.config.reward import (
+    FunctionRewardConfig,
+    FunctionsRewardConfig,
+    HttpRewardConfig,
+    ModelRewardConfig,
+    TaskRewardConfig,
+    VrCliRewardConfig,
+)
 from lrscale.config.schema import Key
 from lrscale.config.shipped import shipped_ds_configs
 from lrscale.config.task import FlawedStoriesConfig, JsonlConfig
@@ -179,14 +186,27 @@ def files_of(values: Mapping[str, Any]) -> Iterator[tuple[Key, bool]]:
         (("task", "path"), False),
         (("task", "train"), True),
         (("task", "eval"), True),
-        (("reward", "path"), True),
     ):
         section = values.get(key[0])
         if isinstance(section, Mapping) and isinstance(section.get(key[1]), str):
             yield key, needed
+    reward = values.get("reward")
+    if isinstance(reward, Mapping):
+        yield from _files_of_reward(reward)
     parallel = values.get("parallel")
     if isinstance(parallel, Mapping) and _is_path(parallel.get("ds_config")):
         yield ("parallel", "ds_config"), True
+
+
+def _files_of_reward(reward: Mapping[str, Any]) -> Iterator[tuple[Key, bool]]:
+    if isinstance(reward.get("path"), str):
+        yield ("reward", "path"), reward.get("kind") not in ("model", "vr_cli")
+    if isinstance(reward.get("token_file"), str) and reward["token_file"]:
+        yield ("reward", "token_file"), True
+    functions = reward.get("functions")
+    for index, function in enumerate(functions if isinstance(functions, list) else ()):
+        if isinstance(function, Mapping) and isinstance(function.get("path"), str):
+            yield ("reward", "functions", index, "path"), True
 
 
 def _is_path(name: Any) -> bool:
@@ -210,12 +230,20 @@ def missing_files(recipe: Recipe) -> Iterator[Conflict]:
     named: list[tuple[Key, str]] = []
     if isinstance(recipe.task, JsonlConfig):
         named += [(("task", "train"), recipe.task.train), (("task", "eval"), recipe.task.eval)]
-    if isinstance(recipe.reward, FunctionRewardConfig):
-        named.append((("reward", "path"), recipe.reward.path))
+    reward = recipe.reward
+    if isinstance(reward, FunctionRewardConfig):
+        named.append((("reward", "path"), reward.path))
+    if isinstance(reward, FunctionsRewardConfig):
+        named += [(("reward", "functions", i, "path"), one.path) for i, one in enumerate(reward.functions)]
+    if isinstance(reward, HttpRewardConfig) and reward.token_file:
+        named.append((("reward", "token_file"), reward.token_file))
     for key, path in named:
         if not Path(path).is_file():
             yield Conflict(key, f"no such file: {path}", "a relative path starts at the folder of its recipe")
-    for key, path in ((("model", "path"), recipe.model.path), (("task", "path"), getattr(recipe.task, "path", ""))):
+    models = [(("model", "path"), recipe.model.path), (("task", "path"), getattr(recipe.task, "path", ""))]
+    if isinstance(reward, ModelRewardConfig | VrCliRewardConfig):
+        models.append((("reward", "path"), reward.path))
+    for key, path in models:
         if path.startswith("/") and not Path(path).exists():
             yield Conflict(
                 key, f"no such file or folder: {path}", "give a hub id (organisation/name) or a folder that is there"

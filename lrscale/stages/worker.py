@@ -36,7 +36,7 @@ from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.start import start_process_group, stop_process_group
 from lrscale.report.metrics import MetricsDamaged
 from lrscale.report.table import print_summary
-from lrscale.reward.scorer import RewardBudgetError
+from lrscale.reward.budget import RewardBudgetError
 from lrscale.stages.attempts import LockedError, Voice, locked, logged_to, new_attempt, termination_interrupts
 from lrscale.stages.parts import build_parts, read_ds_config
 from lrscale.stages.pipeline import run_stages
@@ -212,6 +212,7 @@ def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep) -> None:
     try:
         run_stages(parts)
     finally:
+        parts.sampler.scorer.close()
         parts.log.close()
     lockstep.barrier()
     if lockstep.ranks.is_main:
