@@ -67,7 +67,7 @@ class PoolConfig(Section):
     """Calls a second over all ranks; 0 sets no limit."""
 
 
-_MODEL_POOL = PoolConfig(workers=1, memory_mib=0, start_timeout_s=1800.0, batch_size=8)
+_MODEL_POOL = PoolConfig(workers=1, memory_mib=0, start_timeout_s=1800.0)
 
 
 class _Shaped(Section):
@@ -148,11 +148,14 @@ class ModelRewardConfig(_Pooled):
     path: str
     """Folder or hub id."""
     device: str = "cpu"
+    """`cuda` is the rank's own GPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: PositiveInt | None = None
+    """CPU threads of a worker; null leaves it torch's choice."""
     max_tokens: PositiveInt = 4096
     """Prompt and completion together; longer ones are `invalid`, never cut."""
     timeout_s: PositiveFloat = 600.0
-    pool: PoolConfig = _MODEL_POOL
+    pool: PoolConfig = _MODEL_POOL.model_copy(update={"batch_size": 8})
 
 
 class VrCliRewardConfig(_Pooled):
@@ -162,7 +165,10 @@ class VrCliRewardConfig(_Pooled):
     path: str
     """The frozen generator: folder or hub id of a causal language model."""
     device: str = "cpu"
+    """`cuda` is the rank's own GPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: PositiveInt | None = None
+    """CPU threads of a worker; null leaves it torch's choice."""
     max_tokens: PositiveInt = 8192
     """Context and continuation together; longer ones are `invalid`, never cut."""
     timeout_s: PositiveFloat = 600.0

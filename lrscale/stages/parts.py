@@ -15,7 +15,7 @@ from lrscale.parallel.lockstep import ALONE, Lockstep
 from lrscale.parallel.replica import empty_replica, whole_bytes
 from lrscale.parallel.trackers import open_trackers
 from lrscale.report.metrics import MetricsLog
-from lrscale.reward.build import build_scorer
+from lrscale.reward.build import Surroundings, build_scorer
 from lrscale.rollout.engine import RolloutEngine
 from lrscale.rollout.local import LocalRollouts
 from lrscale.stages.pending import PendingRollouts
@@ -109,9 +109,12 @@ def build_sampler(
     scorer = build_scorer(
         recipe.reward,
         task_score(task),
-        recipe_dir=recipe_dir,
-        world_size=lockstep.ranks.world_size,
-        log=str(recipe_dir / "attempts" / "latest" / f"rewards-rank{rank}.log") if in_run else "",
+        Surroundings(
+            recipe_dir,
+            world_size=lockstep.ranks.world_size,
+            local_rank=lockstep.ranks.local_rank,
+            log=str(recipe_dir / "attempts" / "latest" / f"rewards-rank{rank}.log") if in_run else "",
+        ),
         on_wait=lockstep.tick,
     )
     book = PromptBook(task, policy, chat_template=chat_template)

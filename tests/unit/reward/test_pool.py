@@ -103,7 +103,7 @@ def test_whatever_a_reward_does_the_others_are_right_and_nothing_is_left(tmp_pat
     monkeypatch.setenv("REWARD_TEST", marker)
     path = Path(shutil.copy(NASTY, tmp_path))
     settings = WorkerSettings(memory_mib=256, log=str(tmp_path / "rewards.log"))
-    with pool_of(path, settings, timeout_s=12, workers=4) as pool:
+    with pool_of(path, settings, timeout_s=20, workers=4) as pool:
         for name in OUTCOMES:
             pool.submit(name, sample(name))
         found = results(pool)

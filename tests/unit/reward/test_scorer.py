@@ -22,7 +22,7 @@ from lrscale.config.reward import (
 )
 from lrscale.records import LatentSpan, Prompt, Rollout, Score, ScoreFailed
 from lrscale.reward.budget import FailureBudget, RewardBudgetError
-from lrscale.reward.build import build_scorer, fingerprint
+from lrscale.reward.build import Surroundings, build_scorer, fingerprint
 from lrscale.reward.rules import holds_in_order, overlong_term
 from lrscale.reward.scorer import Scorer
 
@@ -47,7 +47,7 @@ def exact(prompt: Prompt, completion: str) -> Score:
 def function_scorer(folder: Path, source: str, **config: Any) -> Iterator[Scorer]:
     (folder / "reward.py").write_text(source)
     reward = FunctionRewardConfig(kind="function", path="reward.py", **{"pool": SMALL, **config})
-    with closing(build_scorer(reward, None, recipe_dir=folder)) as scorer:
+    with closing(build_scorer(reward, None, Surroundings(folder))) as scorer:
         yield scorer
 
 
@@ -58,7 +58,7 @@ def scores_of(scorer: Scorer) -> dict[Any, Score | ScoreFailed]:
 
 def test_task_scores_with_the_price_of_tokens_and_latent_steps(tmp_path: Path) -> None:
     """Locks out free latent steps, a price on the prompt's latents, and a price on wrong answers."""
-    scorer = build_scorer(TaskRewardConfig(length_penalty=PRICE), exact, recipe_dir=tmp_path)
+    scorer = build_scorer(TaskRewardConfig(length_penalty=PRICE), exact, Surroundings(tmp_path))
     prompt = Prompt("a", "?", {"answer": "Yes"})
     scorer.submit((0, 1), prompt, rollout(40, 20, 30, prompt_steps=7), "Yes")
     scorer.submit((0, 0), prompt, rollout(40, 20, 30), "No")
@@ -74,7 +74,7 @@ def test_task_scores_with_the_price_of_tokens_and_latent_steps(tmp_path: Path) -
 def test_price_may_exceed_the_reward_but_the_task_part_stays(tmp_path: Path) -> None:
     """Accuracy is read off parts['task']: a dear right answer is still right."""
     penalty = LengthPenaltyConfig(price_per_100=5.0)
-    scorer = build_scorer(TaskRewardConfig(length_penalty=penalty), exact, recipe_dir=tmp_path)
+    scorer = build_scorer(TaskRewardConfig(length_penalty=penalty), exact, Surroundings(tmp_path))
     scorer.submit("k", Prompt("a", "?", {"answer": "Yes"}), rollout(100), "Yes")
     assert scores_of(scorer)["k"] == Score(-4.0, {"task": 1.0, "length": -5.0})
 
@@ -85,7 +85,7 @@ def test_form_and_limit_count_for_wrong_answers_too_and_see_latent_steps(tmp_pat
         overlong=OverlongConfig(limit=100, ramp=50, penalty=2.0),
         format=FormatConfig(require=("<a>", "</a>"), bonus=0.5),
     )
-    scorer = build_scorer(reward, exact, recipe_dir=tmp_path)
+    scorer = build_scorer(reward, exact, Surroundings(tmp_path))
     scorer.submit("k", Prompt("a", "?", {"answer": "Yes"}), rollout(55, 20), "<a>No</a>")
     score = scores_of(scorer)["k"]
     assert score.parts == {"task": 0.0, "length": 0.0, "overlong": -1.0, "format": 0.5} and score.value == -0.5
@@ -124,7 +124,7 @@ def test_several_functions_are_summed_and_kept_apart(tmp_path: Path) -> None:
         WeightedFunctionConfig(label="steps", path="b.py", name="judge", weight=-0.5),
     )
     config = FunctionsRewardConfig(kind="functions", functions=functions, pool=SMALL)
-    with closing(build_scorer(config, None, recipe_dir=tmp_path)) as scorer:
+    with closing(build_scorer(config, None, Surroundings(tmp_path))) as scorer:
         scorer.submit(0, Prompt("p", "?"), rollout(5, 2, 2), "3")
         scorer.submit(1, Prompt("p", "?"), rollout(5), "three")
         scores = scores_of(scorer)
@@ -134,7 +134,7 @@ def test_several_functions_are_summed_and_kept_apart(tmp_path: Path) -> None:
 
 def test_same_key_twice_is_refused(tmp_path: Path) -> None:
     """Locks out a sample that silently replaces another."""
-    scorer = build_scorer(TaskRewardConfig(), exact, recipe_dir=tmp_path)
+    scorer = build_scorer(TaskRewardConfig(), exact, Surroundings(tmp_path))
     with function_scorer(tmp_path, "def reward(completions): return [1.0]") as pooled:
         for one in (scorer, pooled):
             one.submit("k", Prompt("a", "?", {"answer": ""}), rollout(1), "")
@@ -151,9 +151,9 @@ def test_missing_column_stops_at_the_first_sample(tmp_path: Path) -> None:
 
 def test_recipes_that_ask_for_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"reward\.kind: function"):
-        build_scorer(TaskRewardConfig(), None, recipe_dir=tmp_path)
+        build_scorer(TaskRewardConfig(), None, Surroundings(tmp_path))
     with pytest.raises(ValueError, match=r"absent\.py"):
-        build_scorer(FunctionRewardConfig(kind="function", path="absent.py", pool=SMALL), None, recipe_dir=tmp_path)
+        build_scorer(FunctionRewardConfig(kind="function", path="absent.py", pool=SMALL), None, Surroundings(tmp_path))
     dies = "import os\nos._exit(9)\n"
     with pytest.raises(ValueError, match="exit code 9, while it loaded"), function_scorer(tmp_path, dies):
         pass
