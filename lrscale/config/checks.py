@@ -18,7 +18,7 @@ from lrscale.config.reward import (
 )
 from lrscale.config.schema import Key
 from lrscale.config.shipped import shipped_ds_configs
-from lrscale.config.task import FlawedStoriesConfig, JsonlConfig
+from lrscale.config.task import FlawedStoriesConfig, JsonlConfig, NextChapterConfig
 
 
 class Conflict(NamedTuple):
@@ -35,7 +35,20 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
         yield from check(recipe)
 
 
-def _reward_of_jsonl(recipe: Recipe) -> Iterator[Conflict]:
+def _reward_of_task(recipe: Recipe) -> Iterator[Conflict]:
+    chapters = isinstance(recipe.task, NextChapterConfig)
+    if chapters and isinstance(recipe.reward, TaskRewardConfig):
+        yield Conflict(
+            ("reward", "kind"),
+            "task.kind next_chapter is scored by a frozen generator, so reward.kind task (the default) does not go with it",
+            "name the generator: reward: {kind: vr_cli, path: MODEL}",
+        )
+    if isinstance(recipe.reward, VrCliRewardConfig) and not isinstance(recipe.task, NextChapterConfig | JsonlConfig):
+        yield Conflict(
+            ("reward", "kind"),
+            f"reward.kind vr_cli needs the columns story_so_far and next_chapter, which task.kind {recipe.task.kind} has not",
+            "set task.kind: next_chapter (or jsonl with these columns)",
+        )
     if isinstance(recipe.task, JsonlConfig) and isinstance(recipe.reward, TaskRewardConfig):
         yield Conflict(
             ("reward", "kind"),
@@ -166,7 +179,7 @@ def _shuffling(recipe: Recipe) -> Iterator[Conflict]:
 
 
 _CHECKS: tuple[Callable[[Recipe], Iterator[Conflict]], ...] = (
-    _reward_of_jsonl,
+    _reward_of_task,
     _lengths,
     _prompts_there_are,
     _stages_to_run,
@@ -228,7 +241,7 @@ def absolute(text: str, place: Place, *, needed: bool) -> str:
 def missing_files(recipe: Recipe) -> Iterator[Conflict]:
     """Files that the recipe names and that are not there."""
     named: list[tuple[Key, str]] = []
-    if isinstance(recipe.task, JsonlConfig):
+    if isinstance(recipe.task, JsonlConfig | NextChapterConfig):
         named += [(("task", "train"), recipe.task.train), (("task", "eval"), recipe.task.eval)]
     reward = recipe.reward
     if isinstance(reward, FunctionRewardConfig):

@@ -137,7 +137,7 @@ def without_times(metrics: Mapping[str, Any]) -> dict[str, Any]:
     Lines of the stage `reward` hold little else: queues and retries depend on who was busy when.
     """
     if metrics.get("stage") == "reward":
-        return {key: value for key, value in metrics.items() if key in ("stage", "arm", "step", "samples")}
+        return {key: value for key, value in metrics.items() if key in ("stage", "arm", "step")}
     return {key: value for key, value in metrics.items() if not key.endswith(("_s", "minutes"))}
 
 

@@ -61,6 +61,7 @@ def over_ranks(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "samples": sum(part["samples"] for part in parts),
         "scoring_s": round(sum(part["work_s"] for part in parts), 6),
+        "busy_s": round(busy_s, 6),
         "waited_s": round(wait_s, 6),
         "hidden_share": round(max(0.0, 1.0 - wait_s / busy_s), 6) if busy_s > 0 else None,
         "queue_max": max(part["queue_max"] for part in parts),

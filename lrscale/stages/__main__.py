@@ -1,4 +1,4 @@
-"""python -m lrscale.stages worker|evaluate|generate|replay-step ARGUMENTS: that module's main, quiet when stopped early.
+"""python -m lrscale.stages worker|evaluate|generate|replay-step|score ARGUMENTS: that module's main, quiet when stopped early.
 
 Loading torch takes seconds, in which a Ctrl-C would end in a traceback through somebody's imports.
 """
@@ -12,7 +12,7 @@ import sys
 import warnings
 from types import FrameType
 
-MODULES = ("worker", "evaluate", "generate", "replay-step")
+MODULES = ("worker", "evaluate", "generate", "replay-step", "score")
 INTERRUPTED = 130
 
 
