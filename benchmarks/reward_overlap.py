@@ -1,7 +1,8 @@
 """How much of scoring hides behind generation: real decoding of the tiny policy, a reward that sleeps.
 
 G: generation alone. R: scoring alone, all samples at once through the same pool. Pipeline: samples scored as they
-finish. The sleep is set so that R is a given share of G. `python -m benchmarks.reward_overlap` prints the table.
+finish. The sleep is set so that R is a given share of G. CPU: what the pool adds to the trainer's own CPU seconds, which
+tells on a busy machine as well. `python -m benchmarks.reward_overlap` prints the table.
 
 Imports are inside functions: every reward worker imports this file once more.
 """
@@ -93,7 +94,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = (("rows", 512), ("batch-rows", 32), ("positions", 96), ("workers", 4), ("runs", 3), ("threads", 1))
+    sizes = (("rows", 384), ("batch-rows", 16), ("positions", 64), ("workers", 4), ("runs", 3), ("threads", 1))
     for name, default in sizes:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -117,20 +118,24 @@ def table(bench: Bench, options: argparse.Namespace) -> None:
         f"{options.rows} rows, {options.batch_rows} side by side, {statistics.mean(lengths):.0f} positions on average, "
         f"{options.workers} workers, {options.threads} thread(s); medians of {options.runs} runs"
     )
-    print("  R/G wanted      G, s      R, s   G+R, s   pipeline, s   pipeline / max(G, R)   hidden, %")
+    print("  R/G wanted      G, s      R, s   G+R, s   pipeline, s   pipeline / max(G, R)   hidden, %   CPU, % more")
     for share in SHARES:
         sleep_s = share * rough * options.workers / options.rows
         runs = []
         for _ in range(options.runs):
+            cpu = time.process_time()
             alone = seconds(bench.generate)
+            cpu_alone = time.process_time() - cpu
             scoring = seconds(lambda sleep_s=sleep_s: bench.score(found, sleep_s))
-            runs.append((alone, scoring, seconds(lambda sleep_s=sleep_s: bench.pipeline(sleep_s))))
-        generation, scoring, both = (statistics.median(values) for values in zip(*runs, strict=True))
-        ratio = statistics.median(p / max(g, r) for g, r, p in runs)
-        hidden = statistics.median((g + r - p) / min(g, r) for g, r, p in runs)
+            cpu = time.process_time()
+            both = seconds(lambda sleep_s=sleep_s: bench.pipeline(sleep_s))
+            runs.append((alone, scoring, both, (time.process_time() - cpu) / cpu_alone - 1.0))
+        generation, scoring, both, more = (statistics.median(values) for values in zip(*runs, strict=True))
+        ratio = statistics.median(p / max(g, r) for g, r, p, _ in runs)
+        hidden = statistics.median((g + r - p) / min(g, r) for g, r, p, _ in runs)
         print(
             f"  {share:10.1f} {generation:9.2f} {scoring:9.2f} {generation + scoring:8.2f} {both:13.2f} {ratio:22.2f} "
-            f"{100 * hidden:11.0f}",
+            f"{100 * hidden:11.0f} {100 * more:14.1f}",
             flush=True,
         )
 

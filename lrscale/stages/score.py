@@ -64,7 +64,7 @@ def score_file(recipe: Recipe, recipe_dir: Path, path: Path, limit: int) -> int:
         scores = dict(wait(scorer, len(lines)))
         for index, line in enumerate(lines):
             print(json.dumps(described(line, scores[index])))
-        tell(scorer, list(scores.values()))
+        tell(scorer, [scores[index] for index in range(len(lines))])
     return FAILED if any(isinstance(score, ScoreFailed) for score in scores.values()) else 0
 
 

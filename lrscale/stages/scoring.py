@@ -16,8 +16,8 @@ from lrscale.stages.run_log import Display, logger
 
 _MEETING_S = 1.0
 """Ranks that wait for scores meet this often, so that none of them sits in a collective for as long as a judge takes."""
-_KEEP_AFTER_S = 5.0
-"""A wait longer than this is worth having the rollouts on disk: not even a kill loses them then."""
+_KEEP_EVERY_S = 5.0
+"""A longer wait has rollouts and scores on disk so often: not even a kill loses more of a judge's work."""
 _LOGGED_FAILURES = 20
 
 
@@ -51,7 +51,7 @@ class ScoringRound:
 
     def wait(self, lockstep: Lockstep, display: Display) -> dict[int, Sample]:
         """All samples of this rank, once every rank has its own scored. Collective."""
-        started, kept = time.monotonic(), False
+        kept_at, kept_scores = time.monotonic(), -1
         with display.progress("score", len(self.keys), unit="samples") as progress:
             while True:
                 done = self.scorer.wait(_MEETING_S)
@@ -59,9 +59,9 @@ class ScoringRound:
                 lockstep.tick()
                 if not lockstep.any(flag=not done):
                     break
-                if not kept and time.monotonic() - started > _KEEP_AFTER_S:
+                if time.monotonic() - kept_at > _KEEP_EVERY_S and len(self.scores) > kept_scores:
                     self.keep()
-                    kept = True
+                    kept_at, kept_scores = time.monotonic(), len(self.scores)
         self._log_failures()
         return {index: Sample(self.rollouts[index], self.scores[index]) for index in self.keys}
 

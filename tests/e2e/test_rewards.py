@@ -119,9 +119,16 @@ def test_rollouts_without_scores_survive_a_stop_and_are_scored_on_resume(workers
     folder.mkdir()
     run_dir = new_run(folder / "run", recipe(folder, GATED, reward=MANY))
     calls = folder / "calls"
-    kept = lambda: list((run_dir / "pending").glob("rank0-*.safetensors"))  # noqa: E731
-    assert workers.stop_when(run_dir, kept, signal.SIGKILL) == -signal.SIGKILL
-    assert kept() and len(calls.read_text()) == 9, "a long wait has the rollouts on disk before anything happens"
+
+    def kept() -> list[Path]:
+        return list((run_dir / "pending").glob("rank0-*.safetensors"))
+
+    def scored_and_kept() -> bool:
+        done = calls.exists() and len(calls.read_text()) == 9
+        return done and any(path.stat().st_mtime > calls.stat().st_mtime for path in kept())
+
+    assert workers.stop_when(run_dir, scored_and_kept, signal.SIGKILL) == -signal.SIGKILL
+    assert kept(), "a long wait has rollouts and scores on disk before anything happens"
     assert workers.stop_when(run_dir, lambda: len(calls.read_text()) > 9, signal.SIGINT) == 130
     (folder / "open").touch()
     before = len(calls.read_text())

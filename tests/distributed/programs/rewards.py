@@ -33,7 +33,9 @@ def main() -> None:
     lockstep = start(timeout_s=240)
     rank = lockstep.ranks.rank
     policy = live_policy()
-    config = FunctionRewardConfig(kind="function", path="reward.py", timeout_s=TIMEOUT_S, pool=PoolConfig(workers=2))
+    config = FunctionRewardConfig(
+        kind="function", path="reward.py", timeout_s=TIMEOUT_S, max_failed_share=0.5, pool=PoolConfig(workers=2)
+    )
     surroundings = Surroundings(folder, world_size=lockstep.ranks.world_size, log=str(folder / f"log-{rank}"))
     prompts = [Prompt(name, name * 3) for name in "abcd"]
     with closing(build_scorer(config, None, surroundings)) as scorer:
