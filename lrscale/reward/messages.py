@@ -1,21 +1,19 @@
 """Messages between the pool and a worker: framed, and read without ever waiting for the rest of one.
 
-Calls travel as pickles (columns may hold anything), answers come back as JSON: a worker runs foreign code, and
-whatever it sends can spoil no more than its own sample.
+All of it is JSON: a worker runs foreign code, and whatever it sends can spoil no more than its own sample.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
 import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lrscale.records import Score, ScoreFailed
+from lrscale.records import Prompt, Score, ScoreFailed
 from lrscale.reward.source import CallNeeds, Needs, Passing, Result, Sample
 
 _HEADER = struct.Struct("!Q")
@@ -93,12 +91,29 @@ def read_message(end: socket.socket) -> bytes | None:
     return None if header is None else _exactly(end, _HEADER.unpack(header)[0])
 
 
-def call_to_bytes(samples: Sequence[Sample]) -> bytes:
-    return pickle.dumps(tuple(samples))
+def sample_to_json(sample: Sample) -> str:
+    """A sample as a part of a call. ValueError where a column holds what JSON has no form for."""
+    prompt = sample.prompt
+    fields = [prompt.prompt_id, prompt.text, dict(prompt.columns)]
+    try:
+        return json.dumps([fields, sample.completion, sample.completion_ids, sample.latent_steps])
+    except TypeError as error:
+        raise ValueError(
+            f"reward: prompt {prompt.prompt_id!r} has a column that cannot be handed to a worker ({error}); "
+            "columns hold texts, numbers, true, false, null, and lists and objects of these"
+        ) from error
 
 
-def call_from_bytes(payload: bytes) -> Sequence[Sample]:
-    return pickle.loads(payload)
+def call_to_bytes(samples: Sequence[str]) -> bytes:
+    """A call over samples as `sample_to_json` writes them."""
+    return f"[{','.join(samples)}]".encode()
+
+
+def call_from_bytes(payload: bytes) -> list[Sample]:
+    return [
+        Sample(Prompt(*fields), completion, tuple(ids), latent_steps)
+        for fields, completion, ids, latent_steps in json.loads(payload)
+    ]
 
 
 def answer_to_bytes(results: Sequence[Result], seconds: float) -> bytes:

@@ -8,6 +8,8 @@ lock nor garble what the others say.
 from __future__ import annotations
 
 import atexit
+import heapq
+import itertools
 import os
 import selectors
 import threading
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from lrscale.records import Score, ScoreFailed
 from lrscale.reward.crew import Crew, Worker
 from lrscale.reward.limits import Limits, Pace
-from lrscale.reward.messages import answer_from_bytes, call_to_bytes
+from lrscale.reward.messages import answer_from_bytes, call_to_bytes, sample_to_json
 from lrscale.reward.source import Needs, Passing, Result, Sample, SourceSpec
 from lrscale.reward.stats import ScoringStats
 from lrscale.reward.worker import WorkerSettings
@@ -31,12 +33,17 @@ class _Item:
     """A sample on its way."""
 
     key: Hashable
-    sample: Sample
+    prompt_id: str
+    payload: str
+    """The sample as it is sent."""
     since: float
-    ready_at: float = 0.0
     retry: int = 0
     alone: bool = False
     """It was in a call that failed as a whole, and must take no other along again."""
+
+
+def _item(key: Hashable, sample: Sample) -> _Item:
+    return _Item(key, sample.prompt.prompt_id, sample_to_json(sample), time.monotonic())
 
 
 class Pool:
@@ -48,7 +55,10 @@ class Pool:
         self._crew = Crew(spec, settings or WorkerSettings(), limits.start_timeout_s)
         self._pace = Pace(limits.rate_per_s)
         self._changed = threading.Condition()
-        self._queue: deque[_Item] = deque()
+        self._fresh: deque[_Item] = deque()
+        self._again: list[tuple[float, int, _Item]] = []
+        """(when, number, sample) of what is to be tried again, as a heap."""
+        self._numbers = itertools.count()
         self._whole: deque[list[_Item]] = deque()
         """Batches that the caller put together."""
         self._running: dict[Worker, list[_Item]] = {}
@@ -83,12 +93,12 @@ class Pool:
             return self._crew.needs
 
     def submit(self, key: Hashable, sample: Sample) -> None:
-        """Hand in a sample; the pool puts it into a call with whatever else waits."""
-        self._take_in([_Item(key, sample, time.monotonic())])
+        """Hand in a sample; the pool puts it into a call with whatever else waits. ValueError for odd columns."""
+        self._take_in([_item(key, sample)])
 
     def submit_together(self, samples: Sequence[tuple[Hashable, Sample]]) -> None:
         """Hand in samples that make up one call, in this order, for sources whose arithmetic depends on the batch."""
-        self._take_in([_Item(key, sample, time.monotonic()) for key, sample in samples], together=True)
+        self._take_in([_item(key, sample) for key, sample in samples], together=True)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for everything handed in; whether it is all there. Incomplete batches wait no longer."""
@@ -139,8 +149,8 @@ class Pool:
             if together:
                 self._whole.append(items)
             else:
-                self._queue.extend(items)
-            waiting = len(self._queue) + sum(map(len, self._whole))
+                self._fresh.extend(items)
+            waiting = len(self._fresh) + len(self._again) + sum(map(len, self._whole))
             self._stats.queue_max = max(self._stats.queue_max, waiting)
             self._wake()
 
@@ -237,33 +247,34 @@ class Pool:
             self._pace.take(now)
             self._running[worker] = items
             worker.deadline = now + self.limits.timeout_s
-            worker.channel.send(call_to_bytes([item.sample for item in items]))
+            worker.channel.send(call_to_bytes([item.payload for item in items]))
             self._watch(worker)
         return self._next_due(now)
 
     def _next_call(self, now: float) -> list[_Item] | None:
+        """What goes to a worker next; None where nothing is due."""
+        size = self.limits.batch_size
         if self._whole:
             return self._whole.popleft()
-        ready = [item for item in self._queue if item.ready_at <= now]
-        alone = next((item for item in ready if item.alone), None)
-        if alone is not None:
-            self._queue.remove(alone)
-            return [alone]
-        size = self.limits.batch_size
-        if not ready or (len(ready) < size and not self._flush and now - ready[0].since < self.limits.max_wait_s):
+        call: list[_Item] = []
+        while self._again and self._again[0][0] <= now and len(call) < size:
+            if call and self._again[0][2].alone:
+                break
+            call.append(heapq.heappop(self._again)[2])
+            if call[-1].alone:
+                break
+        if call:
+            return call
+        full = len(self._fresh) >= size
+        if not self._fresh or not (full or self._flush or now - self._fresh[0].since >= self.limits.max_wait_s):
             return None
-        call = ready[:size]
-        chosen = set(map(id, call))
-        self._queue = deque(item for item in self._queue if id(item) not in chosen)
-        return call
+        return [self._fresh.popleft() for _ in range(min(size, len(self._fresh)))]
 
     def _next_due(self, now: float) -> float:
-        """Until a sample's back-off or its wait for a batch is over; long where nothing waits."""
-        pauses = [60.0]
-        for item in self._queue:
-            due = item.ready_at if item.ready_at > now else item.since + self.limits.max_wait_s
-            pauses.append(max(due - now, 0.001) if due > now else 60.0)
-        return min(pauses)
+        """Until a back-off or the wait for a batch is over; long where nothing waits for the clock."""
+        due = [self._again[0][0]] if self._again else []
+        due += [self._fresh[0].since + self.limits.max_wait_s] if self._fresh else []
+        return min((max(moment - now, 0.001) for moment in due if moment > now), default=60.0)
 
     def _answered(self, worker: Worker, message: bytes) -> None:
         items = self._running[worker]
@@ -272,7 +283,7 @@ class Pool:
         worker.deadline = None
         self._stats.work_s += seconds
         for item, result in zip(items, results, strict=True):
-            self._stats.took(item.sample.prompt.prompt_id, seconds)
+            self._stats.took(item.prompt_id, seconds)
             self._settle(item, result)
         if any(isinstance(result, ScoreFailed) and "MemoryError" in result.detail for result in results):
             self._crew.let_go(worker, time.monotonic())  # what it still holds would fail the next sample as well
@@ -281,9 +292,8 @@ class Pool:
         if isinstance(result, Passing):
             if item.retry < self.limits.retries:
                 item.retry += 1
-                item.ready_at = time.monotonic() + self.limits.wait_before(item.retry, result.retry_after_s)
+                self._try_again(item, time.monotonic() + self.limits.wait_before(item.retry, result.retry_after_s))
                 self._stats.retries += 1
-                self._queue.append(item)
                 return
             tries = f"\n(tried {item.retry + 1} times)" if item.retry else ""
             result = ScoreFailed(result.failure.kind, result.failure.detail + tries)
@@ -304,22 +314,27 @@ class Pool:
         for item in items:
             if len(items) > 1:
                 item.alone = True
-                self._queue.append(item)
+                self._try_again(item, 0.0)
             else:
                 seconds = self.limits.timeout_s if failure.kind == "timeout" else 0.0
-                self._stats.took(item.sample.prompt.prompt_id, seconds)
+                self._stats.took(item.prompt_id, seconds)
                 self._settle(item, failure)
 
     def _give_up(self, why: str) -> None:
         """The source cannot be loaded: nothing that waits can be scored."""
-        waiting = [*self._queue, *(item for items in self._whole for item in items)]
-        self._queue.clear()
+        again = (item for _, _, item in self._again)
+        waiting = [*self._fresh, *again, *(item for items in self._whole for item in items)]
+        self._fresh.clear()
+        self._again.clear()
         self._whole.clear()
         for item in waiting:
             self._settle(item, ScoreFailed("error", why))
 
     def _demand(self) -> int:
-        return len(self._queue) + len(self._whole) + len(self._running)
+        return len(self._fresh) + len(self._again) + len(self._whole) + len(self._running)
+
+    def _try_again(self, item: _Item, ready_at: float) -> None:
+        heapq.heappush(self._again, (ready_at, next(self._numbers), item))
 
     def _watch(self, worker: Worker) -> None:
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.unsent else 0)

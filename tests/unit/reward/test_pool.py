@@ -298,6 +298,26 @@ def test_a_file_that_breaks_during_a_run_fails_samples_until_it_is_mended(tmp_pa
         assert results(pool) == {3: Score(1.0)}
 
 
+def test_samples_arrive_as_they_were_and_odd_columns_are_refused_at_once(tmp_path: Path) -> None:
+    """Half a surrogate pair, a NaN or a nested list in the data must reach the reward, or be told of."""
+    path = source(
+        tmp_path,
+        """
+        def reward(prompts, completions, completion_ids, latent_steps, odd):
+            assert completions == ["\\ud800 \\n ä"] and completion_ids == [[1, 2]] and latent_steps == [3], completions
+            assert odd[0]["a"] == [1, None, True] and odd[0]["b"] != odd[0]["b"]
+            return [1.0]
+        """,
+    )
+    columns = {"odd": {"a": [1, None, True], "b": float("nan")}}
+    with pool_of(path, workers=1) as pool:
+        pool.submit(0, Sample(Prompt("p", "?", columns), "\ud800 \n ä", (1, 2), 3))
+        assert results(pool) == {0: Score(1.0)}
+        with pytest.raises(ValueError, match="'p' has a column that cannot be handed to a worker"):
+            pool.submit(1, Sample(Prompt("p", "?", {"when": object()}), "x", ()))
+        assert pool.wait(1)
+
+
 def test_a_closed_pool_says_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
     with pool_of(source(tmp_path, "def reward(completions): return [1.0]\n")) as pool:
         pool.submit(1, sample("x"))
