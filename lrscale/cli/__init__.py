@@ -3,8 +3,8 @@
 One file a group of commands; importing it puts them into `app`, in the order that `lrscale --help` shows.
 """
 
-# isort: off - the order of the help
-from lrscale.cli import cluster, doctor, launching, models, runs, verification  # noqa: F401 - see above
+# isort: off
+from lrscale.cli import launching, runs, models, rewards, doctor, cluster, verification  # noqa: F401 - see above
 
 # isort: on
 from lrscale.cli.app import main

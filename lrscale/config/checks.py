@@ -8,10 +8,17 @@ from typing import Any, NamedTuple
 
 from lrscale.config.errors import Place
 from lrscale.config.recipe import Recipe
-from lrscale.config.rollout import FunctionRewardConfig, TaskRewardConfig
+from lrscale.config.reward import (
+    FunctionRewardConfig,
+    FunctionsRewardConfig,
+    HttpRewardConfig,
+    ModelRewardConfig,
+    TaskRewardConfig,
+    VrCliRewardConfig,
+)
 from lrscale.config.schema import Key
 from lrscale.config.shipped import shipped_ds_configs
-from lrscale.config.task import FlawedStoriesConfig, JsonlConfig
+from lrscale.config.task import FlawedStoriesConfig, JsonlConfig, NextChapterConfig
 
 
 class Conflict(NamedTuple):
@@ -28,7 +35,20 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
         yield from check(recipe)
 
 
-def _reward_of_jsonl(recipe: Recipe) -> Iterator[Conflict]:
+def _reward_of_task(recipe: Recipe) -> Iterator[Conflict]:
+    chapters = isinstance(recipe.task, NextChapterConfig)
+    if chapters and isinstance(recipe.reward, TaskRewardConfig):
+        yield Conflict(
+            ("reward", "kind"),
+            "task.kind next_chapter is scored by a frozen generator, so reward.kind task (the default) does not go with it",
+            "name the generator: reward: {kind: vr_cli, path: MODEL}",
+        )
+    if isinstance(recipe.reward, VrCliRewardConfig) and not isinstance(recipe.task, NextChapterConfig | JsonlConfig):
+        yield Conflict(
+            ("reward", "kind"),
+            f"reward.kind vr_cli needs the columns story_so_far and next_chapter, which task.kind {recipe.task.kind} has not",
+            "set task.kind: next_chapter (or jsonl with these columns)",
+        )
     if isinstance(recipe.task, JsonlConfig) and isinstance(recipe.reward, TaskRewardConfig):
         yield Conflict(
             ("reward", "kind"),
@@ -159,7 +179,7 @@ def _shuffling(recipe: Recipe) -> Iterator[Conflict]:
 
 
 _CHECKS: tuple[Callable[[Recipe], Iterator[Conflict]], ...] = (
-    _reward_of_jsonl,
+    _reward_of_task,
     _lengths,
     _prompts_there_are,
     _stages_to_run,
@@ -180,14 +200,27 @@ def files_of(values: Mapping[str, Any]) -> Iterator[tuple[Key, bool]]:
         (("task", "path"), False),
         (("task", "train"), True),
         (("task", "eval"), True),
-        (("reward", "path"), True),
     ):
         section = values.get(key[0])
         if isinstance(section, Mapping) and isinstance(section.get(key[1]), str) and section[key[1]]:
             yield key, needed
+    reward = values.get("reward")
+    if isinstance(reward, Mapping):
+        yield from _files_of_reward(reward)
     parallel = values.get("parallel")
     if isinstance(parallel, Mapping) and _is_path(parallel.get("ds_config")):
         yield ("parallel", "ds_config"), True
+
+
+def _files_of_reward(reward: Mapping[str, Any]) -> Iterator[tuple[Key, bool]]:
+    if isinstance(reward.get("path"), str):
+        yield ("reward", "path"), reward.get("kind") not in ("model", "vr_cli")
+    if isinstance(reward.get("token_file"), str) and reward["token_file"]:
+        yield ("reward", "token_file"), True
+    functions = reward.get("functions")
+    for index, function in enumerate(functions if isinstance(functions, list) else ()):
+        if isinstance(function, Mapping) and isinstance(function.get("path"), str):
+            yield ("reward", "functions", index, "path"), True
 
 
 def _is_path(name: Any) -> bool:
@@ -209,18 +242,30 @@ def absolute(text: str, place: Place, *, needed: bool) -> str:
 def missing_files(recipe: Recipe) -> Iterator[Conflict]:
     """Files that the recipe names and that are not there."""
     named: list[tuple[Key, str]] = []
-    if isinstance(recipe.task, JsonlConfig):
+    if isinstance(recipe.task, JsonlConfig | NextChapterConfig):
         named += [(("task", "train"), recipe.task.train), (("task", "eval"), recipe.task.eval)]
-    if isinstance(recipe.reward, FunctionRewardConfig):
-        named.append((("reward", "path"), recipe.reward.path))
+    reward = recipe.reward
+    if isinstance(reward, FunctionRewardConfig):
+        named.append((("reward", "path"), reward.path))
+    if isinstance(reward, FunctionsRewardConfig):
+        named += [(("reward", "functions", i, "path"), one.path) for i, one in enumerate(reward.functions)]
+    if isinstance(reward, HttpRewardConfig) and reward.token_file:
+        named.append((("reward", "token_file"), reward.token_file))
     for key, path in named:
         if not Path(path).is_file():
             yield Conflict(key, f"no such file: {path}", "a relative path starts at the folder of its recipe")
+    yield from _missing_folders(recipe)
+
+
+def _missing_folders(recipe: Recipe) -> Iterator[Conflict]:
     projector = recipe.projector.path
     if projector and not Path(projector).is_dir():
         help_ = "give a folder that `lrscale export RUN FOLDER --projector-only` wrote"
         yield Conflict(("projector", "path"), f"no such folder: {projector}", help_)
-    for key, path in ((("model", "path"), recipe.model.path), (("task", "path"), getattr(recipe.task, "path", ""))):
+    models = [(("model", "path"), recipe.model.path), (("task", "path"), getattr(recipe.task, "path", ""))]
+    if isinstance(recipe.reward, ModelRewardConfig | VrCliRewardConfig):
+        models.append((("reward", "path"), recipe.reward.path))
+    for key, path in models:
         if path.startswith("/") and not Path(path).exists():
             yield Conflict(
                 key, f"no such file or folder: {path}", "give a hub id (organisation/name) or a folder that is there"

@@ -117,10 +117,9 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
 
 def _resolve(document: Document) -> LoadedRecipe:
     values, places = with_section_defaults(document.values), document.places
-    for key, needed in files_of(values):
-        section = dict(values[str(key[0])])
-        section[str(key[1])] = absolute(section[str(key[1])], _place(key, places), needed=needed)
-        values[str(key[0])] = section
+    for key, needed in list(files_of(values)):
+        path = absolute(_at(values, key), _place(key, places), needed=needed)
+        values = _replaced(values, key, path)
     recipe = _validate(values, places)
     found = [_located(conflict, places) for conflict in (*conflicts(recipe), *missing_files(recipe))]
     if found:
@@ -220,6 +219,15 @@ def _at(values: Any, key: Key) -> Any:
         except (KeyError, IndexError, TypeError):
             return None
     return values
+
+
+def _replaced(values: Any, key: Key, value: Any) -> Any:
+    """A copy of `values` with another value at an existing key."""
+    if not key:
+        return value
+    copy = dict(values) if isinstance(values, Mapping) else list(values)
+    copy[key[0]] = _replaced(copy[key[0]], key[1:], value)  # type: ignore[index]
+    return copy
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,8 @@ from lrscale.config.cluster import ClusterConfig, ReportConfig
 from lrscale.config.model import ModelConfig, ProjectorConfig
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.config.parallel import CheckpointsConfig, ParallelConfig
-from lrscale.config.rollout import LocalRolloutConfig, RewardConfig, TaskRewardConfig
+from lrscale.config.reward import RewardConfig, TaskRewardConfig
+from lrscale.config.rollout import LocalRolloutConfig
 from lrscale.config.stages import StagesConfig
 from lrscale.config.task import FlawedStoriesConfig, TaskConfig
 

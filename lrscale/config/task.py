@@ -58,4 +58,21 @@ class JsonlConfig(Section):
     """Read at most this many rows of each file; 0 reads all."""
 
 
-TaskConfig = Annotated[FlawedStoriesConfig | FlawedFictionsConfig | JsonlConfig, Field(discriminator="kind")]
+class NextChapterConfig(Section):
+    """Foresee the next chapter of stories (VR-CLI): one chapter a line, {"story", "section", "text"}."""
+
+    kind: Literal["next_chapter"]
+    train: str
+    """Path of the training file, relative to the recipe. Stories stay whole: no story may be in both files."""
+    eval: str
+    """Path of the evaluation file, relative to the recipe."""
+    context_sections: NonNegativeInt = 0
+    """The last so many chapters are shown as the story so far; 0 shows all."""
+    marker_paragraph: bool = True
+    """Append the paragraph that tells the model of the marker (latent arms only)."""
+    max_prompt_tokens: PositiveInt = 8192
+
+
+TaskConfig = Annotated[
+    FlawedStoriesConfig | FlawedFictionsConfig | JsonlConfig | NextChapterConfig, Field(discriminator="kind")
+]

@@ -1,4 +1,4 @@
-"""What `evaluate` and `generate` are pointed at: a run directory, a model folder or a hub id."""
+"""What `evaluate`, `generate` and `reward` are pointed at: a run directory, a model folder, a hub id, a recipe."""
 
 from __future__ import annotations
 
@@ -113,3 +113,28 @@ def evaluation_arguments(target: str, recipes: Sequence[str], overrides: Sequenc
         path = Path(folder) / "recipe.json"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
         yield [target, "--recipe-json", str(path)]
+
+
+@contextmanager
+def reward_arguments(recipes: Sequence[str], overrides: Sequence[str], rollouts: Path) -> Iterator[list[str]]:
+    """The arguments of `lrscale.stages.score`; a run directory stands for its recipe.
+
+    Raises:
+        LaunchError: there is no such file of rollouts.
+        RecipeError: recipe or overrides are bad.
+    """
+    if not rollouts.is_file():
+        raise LaunchError(
+            f"no such file: {rollouts}",
+            code=ExitCode.NOT_FOUND,
+            help="a run keeps rollouts in its folder rollouts/ (stages.rl.save_rollouts_every)",
+        )
+    paths = [str(Path(name) / "recipe.json") if is_run(name) else name for name in recipes]
+    if len(paths) == 1 and is_run(recipes[0]) and not overrides:
+        yield [paths[0], str(rollouts)]
+        return
+    recipe = load_recipe(paths, overrides).recipe
+    with tempfile.TemporaryDirectory(prefix="lrscale-") as folder:
+        path = Path(folder) / "recipe.json"
+        path.write_text(dump_recipe(recipe), encoding="utf-8")
+        yield [str(path), str(rollouts)]

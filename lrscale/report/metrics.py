@@ -132,7 +132,12 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 
 
 def without_times(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The line without clocks: keys that end in `_s` and `minutes`. What two equal runs must share bit for bit."""
+    """The line without clocks: keys that end in `_s` and `minutes`. What two equal runs must share bit for bit.
+
+    Lines of the stage `reward` hold little else: queues and retries depend on who was busy when.
+    """
+    if metrics.get("stage") == "reward":
+        return {key: value for key, value in metrics.items() if key in ("stage", "arm", "step")}
     return {key: value for key, value in metrics.items() if not key.endswith(("_s", "minutes"))}
 
 

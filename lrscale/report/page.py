@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from lrscale.report import charts, sections
+from lrscale.report import charts, scoring, sections
 from lrscale.report.chart_style import css_variables
 from lrscale.report.runs import Run, load_runs, section
 from lrscale.report.summary import ArmSummary, summarise
@@ -50,6 +50,7 @@ def render_page(runs: Sequence[Run], arms: Sequence[ArmSummary]) -> str:
         named.append(("curves", "Charts", no_charts))
         named.append(("projector", "Projector", _per_run(runs, [sections.projector(run, None) for run in runs])))
         named.append(("time", "Time", sections.time_by_phase(runs, None)))
+    named.append(("rewards", "Rewards", scoring.rewards(runs)))
     named.append(("health", "Health of training", sections.health(runs)))
     named.append(("rollouts", "Rollouts to read", sections.rollouts(runs)))
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in named)

@@ -9,7 +9,8 @@ All arguments are lists with one entry a sample, passed by keyword. Prompts and 
 plain strings (TRL's conversational form, lists of messages, is not offered); the prompt is the
 task's text without a chat template. `queries` is prompt + completion, `labels` the column `answer`.
 Other columns of the data arrive under their own names where the function takes them, in both
-forms, and `completion_ids` (lists of token ids) as in TRL. Functions are synchronous.
+forms, and so do `completion_ids` (lists of token ids, as in TRL) and `latent_steps` (how many the
+completion took). Functions are synchronous.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from lrscale.records import Prompt, Score, ScoreFailed
+from lrscale.records import Score, ScoreFailed
+from lrscale.reward.source import CallNeeds, Needs, Passing, PassingError, Result, Sample
 
 USUAL_NAMES = ("reward", "reward_func", "reward_fn")
 BOTH_FORMS = """\
@@ -39,18 +41,9 @@ TRACEBACK_FRAMES = 8
 
 Form = Literal["trl", "openrlhf"]
 OWN_ARGUMENTS: Mapping[Form, frozenset[str]] = {
-    "trl": frozenset({"prompts", "completions", "completion_ids"}),
-    "openrlhf": frozenset({"queries", "prompts", "labels", "completion_ids"}),
+    "trl": frozenset({"prompts", "completions", "completion_ids", "latent_steps"}),
+    "openrlhf": frozenset({"queries", "prompts", "labels", "completion_ids", "latent_steps"}),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What a reward function may see of one completion."""
-
-    prompt: Prompt
-    completion: str
-    completion_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +62,9 @@ class RewardFunction:
     takes_any: bool
     """Whether there is a `**columns`."""
 
-    def check_columns(self, columns: Mapping[str, Any]) -> None:
-        """Refuse data that the function cannot be called with; ValueError."""
-        own = OWN_ARGUMENTS[self.form]
-        clash = sorted(own & columns.keys())
-        if clash:
-            raise ValueError(
-                f"reward: the data has a column {clash[0]!r}, which is also an argument of {self.origin}. "
-                "Rename the column."
-            )
-        missing = sorted(self.required - own - columns.keys())
-        if missing:
-            raise ValueError(
-                f"reward: {self.origin} needs {', '.join(missing)}; the data has the columns "
-                f"{', '.join(sorted(columns)) or '(none)'}. Add the column to the data, "
-                "or give the parameter a default value."
-            )
+    def needs(self) -> Needs:
+        """What it needs of the data's columns."""
+        return Needs((CallNeeds(self.origin, OWN_ARGUMENTS[self.form], self.required),))
 
     def arguments(self, samples: Sequence[Sample]) -> dict[str, list[Any]]:
         """Keyword arguments for a call over these samples; fresh lists every time."""
@@ -92,6 +72,7 @@ class RewardFunction:
         given: dict[str, list[Any]] = {name: [s.prompt.columns.get(name) for s in samples] for name in sorted(names)}
         given["prompts"] = [s.prompt.text for s in samples]
         given["completion_ids"] = [list(s.completion_ids) for s in samples]
+        given["latent_steps"] = [s.latent_steps for s in samples]
         if self.form == "trl":
             given["completions"] = [s.completion for s in samples]
         else:
@@ -99,7 +80,7 @@ class RewardFunction:
             given["labels"] = [s.prompt.columns.get("answer") for s in samples]
         return {name: values for name, values in given.items() if self.takes_any or name in self.takes}
 
-    def score(self, samples: Sequence[Sample]) -> list[Score | ScoreFailed]:
+    def score(self, samples: Sequence[Sample]) -> list[Result]:
         """One result a sample, in order.
 
         A call that raises is repeated one sample at a time, so that a sample the function cannot
@@ -115,7 +96,7 @@ class RewardFunction:
             return [self._failed(samples[0], error)]
         return as_scores(raw, len(samples), form=self.form)
 
-    def _failed(self, sample: Sample, error: BaseException) -> ScoreFailed:
+    def _failed(self, sample: Sample, error: BaseException) -> ScoreFailed | Passing:
         detail = f"{self.origin} raised on a sample of prompt {sample.prompt.prompt_id!r}\n"
         detail += user_traceback(error, self.file)
         if isinstance(error, TypeError) and "string indices must be integers" in str(error):
@@ -123,7 +104,20 @@ class RewardFunction:
                 "\nCompletions and prompts are plain strings here; TRL's conversational form "
                 "(completion[0]['content']) is not offered. Use the completion itself."
             )
+        if isinstance(error, PassingError | ConnectionError | TimeoutError):
+            return Passing(ScoreFailed("unavailable", detail))
         return ScoreFailed("error", detail)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSpec:
+    """A function in a user's file."""
+
+    path: str
+    name: str = ""
+
+    def open(self) -> RewardFunction:
+        return load_reward_function(Path(self.path), self.name)
 
 
 def load_reward_function(path: Path, name: str = "") -> RewardFunction:

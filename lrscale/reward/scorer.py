@@ -1,127 +1,176 @@
-"""Scores completions: submitted one by one as they finish, drained when the step's last one is in."""
+"""Scores completions: submitted one by one as they finish, waited for when the step's last one is in."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Container, Hashable, Iterable
-from pathlib import Path
+import time
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
-from lrscale.config.rollout import FunctionRewardConfig, LengthPenaltyConfig, RewardConfig, TaskRewardConfig
 from lrscale.records import Prompt, Rollout, Score, ScoreFailed
-from lrscale.reward.functions import RewardFunction, Sample, load_reward_function
-from lrscale.reward.rules import TaskScore, with_length_price
-
-
-class RewardBudgetError(RuntimeError):
-    """More scores failed than the recipe allows; training on what is left would be training on a biased sample."""
+from lrscale.reward.budget import FailureBudget
+from lrscale.reward.pool import Pool
+from lrscale.reward.rules import Shaping, TaskScore
+from lrscale.reward.source import Sample
+from lrscale.reward.stats import ScoringStats
 
 
 class Scorer(Protocol):
-    """Where completions go to be scored. A failed score is a ScoreFailed, never a 0."""
+    """Where completions go to be scored. A failed score is a ScoreFailed, never a 0.
 
-    max_failed_share: float
-    """Share of failed scores that a step may have, for `check_failures`."""
+    A score is a function of its sample alone: neither the order of arrival nor what is scored beside it counts.
+    """
+
+    budget: FailureBudget
+    fingerprint: str
+    """Changes with whatever decides the scores, as far as that can be seen from here (a user's file, the recipe)."""
+
+    def begin(self, keys: Sequence[Hashable]) -> None:
+        """The keys of the samples that will be handed in until all are drained, in the order of the data."""
 
     def submit(self, key: Hashable, prompt: Prompt, rollout: Rollout, completion: str) -> None:
         """Hand in a finished sample under a key of its own; `completion` is the decoded text."""
 
-    def drain(self) -> dict[Hashable, Score | ScoreFailed]:
-        """Results of all samples handed in since the last drain, by key, in the order of submission.
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the results of all samples handed in; whether they are there."""
 
-        `parts["task"]` of a Score is the reward before the price of length, `parts["length"]` that
-        price (0 or less); they add up to the value.
+    def drain(self) -> dict[Hashable, Score | ScoreFailed]:
+        """Results that have come since the last drain, by key, in the order of submission.
+
+        `parts["task"]` of a Score is the reward before shaping; see `Shaping.apply`.
         """
+
+    def take_stats(self) -> ScoringStats | None:
+        """What scoring cost since the last call; None where it costs nothing worth telling."""
+
+    def close(self) -> None:
+        """No more samples; ends whatever runs."""
 
 
 class TaskScorer:
-    """The task's own rule, applied at once."""
+    """The task's own rule, applied at once in this process: exact, cheap, and it cannot hang."""
 
-    def __init__(self, task_score: TaskScore, penalty: LengthPenaltyConfig) -> None:
-        self.max_failed_share = 0.0
+    def __init__(self, task_score: TaskScore, shaping: Shaping, fingerprint: str = "task") -> None:
+        self.budget = FailureBudget()
+        self.fingerprint = fingerprint
         self._task_score = task_score
-        self._penalty = penalty
+        self._shaping = shaping
         self._scores: dict[Hashable, Score | ScoreFailed] = {}
 
+    def begin(self, keys: Sequence[Hashable]) -> None:
+        """Nothing to prepare."""
+
     def submit(self, key: Hashable, prompt: Prompt, rollout: Rollout, completion: str) -> None:
-        _refuse_twice(key, self._scores)
-        self._scores[key] = with_length_price(self._task_score(prompt, completion), rollout, self._penalty)
+        if key in self._scores:
+            raise ValueError(_TWICE.format(key))
+        self._scores[key] = self._shaping.apply(self._task_score(prompt, completion), rollout, completion)
+
+    def wait(self, timeout_s: float) -> bool:
+        return True
 
     def drain(self) -> dict[Hashable, Score | ScoreFailed]:
         scores, self._scores = self._scores, {}
         return scores
 
+    def take_stats(self) -> ScoringStats | None:
+        return None
 
-class FunctionScorer:
-    """A user's function, called in this process over all samples of a drain at once."""
+    def close(self) -> None:
+        """Nothing runs."""
 
-    def __init__(self, function: RewardFunction, penalty: LengthPenaltyConfig, *, max_failed_share: float) -> None:
-        self.max_failed_share = max_failed_share
-        self._function = function
-        self._penalty = penalty
-        self._pending: dict[Hashable, tuple[Sample, Rollout]] = {}
+
+class PooledScorer:
+    """A pool's results, matched with what was handed in."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        shaping: Shaping,
+        budget: FailureBudget,
+        *,
+        fingerprint: str,
+        fixed_batches: bool = False,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Waits for the first worker; ValueError where the reward cannot be loaded.
+
+        `fixed_batches`: calls are made up of samples that stand side by side in the data, whenever they finish.
+        For models: the last bits of their answers depend on the batch.
+        """
+        self.budget = budget
+        self.fingerprint = fingerprint
+        self._pool = pool
+        self._shaping = shaping
+        self._fixed_batches = fixed_batches
+        self._places: dict[Hashable, int] = {}
+        self._batches: dict[int, dict[Hashable, Sample | None]] = {}
+        self._pending: dict[Hashable, tuple[Rollout, str]] = {}
         self._checked: frozenset[str] | None = None
+        self._wait_s = 0.0
+        try:
+            self._needs = pool.needs(on_wait=on_wait)
+        except BaseException:
+            pool.close()
+            raise
+
+    def begin(self, keys: Sequence[Hashable]) -> None:
+        """Forgets what an earlier round that was broken off has left behind."""
+        while self._pending:
+            self._pool.wait(60.0)
+            self.drain()
+        self._places = {key: place for place, key in enumerate(keys)}
+        self._batches = {}
+        size = self._pool.limits.batch_size
+        for place, key in enumerate(keys):
+            self._batches.setdefault(place // size, {})[key] = None
 
     def submit(self, key: Hashable, prompt: Prompt, rollout: Rollout, completion: str) -> None:
-        """As in Scorer; ValueError at the first sample whose columns the function cannot be called with."""
-        _refuse_twice(key, self._pending)
+        """As in Scorer; ValueError at the first sample whose columns the reward cannot be called with."""
+        if key in self._pending:
+            raise ValueError(_TWICE.format(key))
         if self._checked is None or self._checked != prompt.columns.keys():
-            self._function.check_columns(prompt.columns)
+            self._needs.check(prompt.columns)
             self._checked = frozenset(prompt.columns)
-        self._pending[key] = (Sample(prompt, completion, rollout.completion_ids), rollout)
+        self._pending[key] = (rollout, completion)
+        sample = Sample(prompt, completion, rollout.completion_ids, rollout.completion_latent_steps)
+        if not self._fixed_batches or key not in self._places:
+            self._pool.submit(key, sample)
+            return
+        number = self._places[key] // self._pool.limits.batch_size
+        batch = self._batches[number]
+        batch[key] = sample
+        if all(found is not None for found in batch.values()):
+            self._submit_batch(number)
+
+    def wait(self, timeout_s: float) -> bool:
+        for number, batch in list(self._batches.items()):
+            if self._fixed_batches and any(found is not None for found in batch.values()):
+                self._submit_batch(number)  # the rest of it has a score already, or will never come
+        started = time.perf_counter()
+        try:
+            return self._pool.wait(timeout_s)
+        finally:
+            self._wait_s += time.perf_counter() - started
 
     def drain(self) -> dict[Hashable, Score | ScoreFailed]:
-        pending, self._pending = self._pending, {}
-        results = self._function.score([sample for sample, _ in pending.values()])
-        return {
-            key: with_length_price(result, rollout, self._penalty) if isinstance(result, Score) else result
-            for (key, (_, rollout)), result in zip(pending.items(), results, strict=True)
-        }
+        results = self._pool.take()
+        done: dict[Hashable, Score | ScoreFailed] = {}
+        for key in [key for key in self._pending if key in results]:
+            rollout, completion = self._pending.pop(key)
+            result = results[key]
+            done[key] = self._shaping.apply(result, rollout, completion) if isinstance(result, Score) else result
+        return done
+
+    def take_stats(self) -> ScoringStats | None:
+        stats = self._pool.take_stats()
+        stats.wait_s, self._wait_s = self._wait_s, 0.0
+        return stats
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _submit_batch(self, number: int) -> None:
+        batch = self._batches.pop(number)
+        self._pool.submit_together([(key, sample) for key, sample in batch.items() if sample is not None])
 
 
-def build_scorer(config: RewardConfig, task_score: TaskScore | None, *, recipe_dir: Path) -> Scorer:
-    """The scorer that a recipe asks for.
-
-    `task_score` is the task's rule, None for a task without one (jsonl). ValueError where the
-    recipe asks for something that is not there.
-    """
-    if isinstance(config, TaskRewardConfig):
-        if task_score is None:
-            raise ValueError(
-                "reward.kind is `task`, but this task has no answer rule of its own (jsonl). "
-                "Set reward.kind: function and reward.path to a file with your reward function."
-            )
-        return TaskScorer(task_score, config.length_penalty)
-    default_timeout = FunctionRewardConfig.model_fields["timeout_s"].default
-    if config.timeout_s != default_timeout:
-        raise ValueError(
-            f"reward.timeout_s: given {config.timeout_s:g}, but reward functions run inside the training process, "
-            f"where nothing can stop them. Leave it at {default_timeout:g}; the killable pool comes in a later release."
-        )
-    function = load_reward_function(recipe_dir / Path(config.path).expanduser(), config.name)
-    return FunctionScorer(function, config.length_penalty, max_failed_share=config.max_failed_share)
-
-
-def check_failures(scores: Iterable[Score | ScoreFailed], max_failed_share: float) -> int:
-    """The number of failed scores, if the budget holds.
-
-    Raises RewardBudgetError past it, with counts by kind and the first traceback.
-    """
-    everything = list(scores)
-    failed = [score for score in everything if isinstance(score, ScoreFailed)]
-    if len(failed) <= max_failed_share * len(everything):
-        return len(failed)
-    kinds = Counter(score.kind for score in failed)
-    shown = next((score for score in failed if score.kind == "error"), failed[0])
-    raise RewardBudgetError(
-        f"{len(failed)} of {len(everything)} scores failed ({len(failed) / len(everything):.0%}; "
-        f"reward.max_failed_share allows {max_failed_share:.0%}): "
-        f"{', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}.\n"
-        f"The first {shown.kind}: {shown.detail}\n"
-        "Mend the reward function (or the rows it fails on), or allow more with reward.max_failed_share."
-    )
-
-
-def _refuse_twice(key: Hashable, known: Container[Hashable]) -> None:
-    if key in known:
-        raise ValueError(f"sample {key!r} was submitted twice since the last drain")
+_TWICE = "sample {!r} was submitted twice since the last drain"

@@ -12,7 +12,7 @@ import sys
 import warnings
 from types import FrameType
 
-MODULES = ("worker", "evaluate", "generate", "replay-step", "export", "preflight")
+MODULES = ("worker", "evaluate", "generate", "replay-step", "export", "preflight", "score")
 INTERRUPTED = 130
 
 

@@ -14,6 +14,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from lrscale.stages.parts import Parts, build_sampler
 from lrscale.stages.randomness import stream_seed
 from lrscale.stages.rollout_io import json_lines, shown, write_whole
 from lrscale.stages.run_log import Display
-from lrscale.stages.sampling import ARMS, Sampler, completion_markers, is_right, mean
+from lrscale.stages.sampling import ARMS, Occasion, Sampler, completion_markers, is_right, mean
 from lrscale.stages.start_checks import check_prompt_counts
 
 STAGE = "evaluate"
@@ -59,7 +60,8 @@ def evaluate_arm(sampler: Sampler, recipe: Recipe, arm: Arm, *, step: int, when:
     prompts = sampler.book.prompts("eval", markers=kind.markers)[: config.prompts]
     plan = SamplingPlan(seed=stream_seed(recipe.seed, STAGE), mode=kind.mode, temperature=config.temperature)
     timer = phase_timer(sampler.policy)
-    groups = sampler.groups(prompts, config.samples_per_prompt, plan, timer, label=f"evaluate {arm}")
+    occasion = Occasion(f"evaluate {arm}", name=f"{STAGE} {arm} {when} {step}")
+    groups = sampler.groups(prompts, config.samples_per_prompt, plan, timer, occasion)
     metrics = {"stage": STAGE, "arm": arm, "step": step, "when": when, **summarise(sampler, groups)}
     metrics["evaluate_s"] = timer.take()["step_s"]
     return Evaluation(metrics, groups)
@@ -212,8 +214,9 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     policy = load_policy(recipe.model, recipe.projector)
     set_threads(recipe.parallel.threads)
     sampler = build_sampler(recipe, policy, recipe_dir=target.recipe_dir, display=Display())
-    check_prompt_counts(recipe, sampler.book, [STAGE])
-    evaluation = evaluate_arm(sampler, recipe, target.arm, step=recipe.stages.rl.steps, when="after")
+    with closing(sampler.scorer):
+        check_prompt_counts(recipe, sampler.book, [STAGE])
+        evaluation = evaluate_arm(sampler, recipe, target.arm, step=recipe.stages.rl.steps, when="after")
     return {"model": recipe.model.path, **evaluation.metrics}
 
 

@@ -23,7 +23,8 @@ class Sample:
     """A rollout and what it scored."""
 
     rollout: Rollout
-    score: Score | ScoreFailed
+    score: Score | ScoreFailed | None
+    """None: not scored yet, which only a kept rollout may be (lrscale.stages.pending)."""
 
 
 def exchange(lockstep: Lockstep, mine: Mapping[int, Sample]) -> dict[int, Sample]:
@@ -76,13 +77,17 @@ def from_bytes(payload: bytes) -> dict[int, Sample]:
     }
 
 
-def _score_to_json(score: Score | ScoreFailed) -> dict[str, Any]:
+def _score_to_json(score: Score | ScoreFailed | None) -> dict[str, Any] | None:
+    if score is None:
+        return None
     if isinstance(score, Score):
         return {"value": score.value, "parts": dict(score.parts)}
     return {"kind": score.kind, "detail": score.detail}
 
 
-def _score_from_json(entry: Mapping[str, Any]) -> Score | ScoreFailed:
+def _score_from_json(entry: Mapping[str, Any] | None) -> Score | ScoreFailed | None:
+    if entry is None:
+        return None
     if "value" in entry:
         return Score(entry["value"], entry["parts"])
     return ScoreFailed(entry["kind"], entry["detail"])

@@ -15,10 +15,11 @@ from lrscale.parallel.lockstep import ALONE, Lockstep
 from lrscale.parallel.replica import empty_replica, whole_bytes
 from lrscale.parallel.trackers import open_trackers
 from lrscale.report.metrics import MetricsLog
-from lrscale.reward.scorer import build_scorer
+from lrscale.reward.build import Surroundings, build_scorer
 from lrscale.rollout.engine import RolloutEngine
 from lrscale.rollout.local import LocalRollouts
 from lrscale.stages.drain import NEVER, Drain
+from lrscale.stages.pending import PendingRollouts
 from lrscale.stages.prompts import PromptBook
 from lrscale.stages.run_log import Display, RunLog, Trackers
 from lrscale.stages.sampling import Sampler
@@ -94,7 +95,11 @@ def build_sampler(
     rollouts: RolloutEngine | None = None,
     lockstep: Lockstep = ALONE,
 ) -> Sampler:
-    """Task, reward and rollout engine around a policy; all that evaluation needs. One process by default."""
+    """Task, reward and rollout engine around a policy; all that evaluation needs. One process by default.
+
+    `rollouts` are those of a run: `recipe_dir` is its directory then, which keeps what reward workers print and what a
+    stopped run left unscored. Close the sampler's scorer in the end.
+    """
     chat_template = recipe.model.chat_template
     task = build_task(
         recipe.task,
@@ -102,9 +107,22 @@ def build_sampler(
         recipe_dir=recipe_dir,
         encode=lambda text: policy.encode(text, chat_template=chat_template),
     )
-    scorer = build_scorer(recipe.reward, task_score(task), recipe_dir=recipe_dir)
+    rank, in_run = lockstep.ranks.rank, rollouts is not None
+    scorer = build_scorer(
+        recipe.reward,
+        task_score(task),
+        Surroundings(
+            recipe_dir,
+            world_size=lockstep.ranks.world_size,
+            local_rank=lockstep.ranks.local_rank,
+            log=str(recipe_dir / "attempts" / "latest" / f"rewards-rank{rank}.log") if in_run else "",
+        ),
+        on_wait=lockstep.tick,
+    )
     book = PromptBook(task, policy, chat_template=chat_template)
-    return Sampler(rollouts or LocalRollouts(policy, recipe.rollout), scorer, book, policy, display, lockstep)
+    pending = PendingRollouts(recipe_dir / "pending", rank) if in_run else PendingRollouts()
+    engine = rollouts or LocalRollouts(policy, recipe.rollout)
+    return Sampler(engine, scorer, book, policy, display, lockstep, pending)
 
 
 def open_trackers_of(recipe: Recipe, run_dir: Path) -> Trackers | None:

@@ -24,6 +24,7 @@ from lrscale.objective import count_groups_without_signal, group_advantages, lea
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.records import Prompt, RolloutGroup, Score
 from lrscale.report.timing import PhaseTimer, step_line
+from lrscale.reward.budget import RewardBudgetError
 from lrscale.rollout.engine import SamplingPlan
 from lrscale.stages.audit import audit_drift
 from lrscale.stages.clock import phase_timer
@@ -37,7 +38,7 @@ from lrscale.stages.projector_sft import warn_about_scale
 from lrscale.stages.randomness import stream_seed, take_cyclic
 from lrscale.stages.refresh import RefreshBuffer, refresh_projector, refreshes, steps_per_epoch
 from lrscale.stages.rollout_io import save_groups
-from lrscale.stages.sampling import ARMS, completion_markers, is_right, mean
+from lrscale.stages.sampling import ARMS, Occasion, completion_markers, is_right, mean
 from lrscale.stages.update import Row, UpdateResult, UpdateSettings, scored_rows, update_policy
 
 STAGE = "rl"
@@ -52,6 +53,8 @@ class Totals:
     train_positions: int = 0
     """The same with latent steps."""
     refreshes: int = 0
+    failed_steps: int = 0
+    """Steps in a row, up to the last one, that had failed scores."""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     clock: tuple[float, float] = field(default_factory=lambda: (time.perf_counter(), time.process_time()))
@@ -101,7 +104,7 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
     parts.rollouts.load_weights(parts.engine.full_parameters(), version=first)
     with parts.log.progress(f"RL {arm}", config.steps, done=first) as progress:
         for step in range(first + 1, config.steps + 1):
-            groups_P = sample(parts, arm, prompts_of_step(parts, arm, step), step, timer)
+            groups_P = sample(run, totals, buffer, step, timer)
             rewards_PG, valid_PG = rewards(groups_P)
             advantages_PG = group_advantages(rewards_PG, valid_PG, config.advantage)
             look_closer(parts, arm, step, groups_P, advantages_PG)
@@ -118,23 +121,31 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
             told = warn_about_scale(metrics["latent_scale"], f"RL {arm}, step {step}", told=told)
             metrics |= {**asdict(result), "learning_rate": rate, **totals.tokens(), **timer.take()}
             parts.log.record(metrics)
+            record_scoring(parts, arm, step)
             parts.log.say(step_line(metrics, config.steps))
             progress.advance(note=f"reward {metrics['reward_mean'] or 0.0:.3f}")
             if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
                 evaluate_and_record(parts, arm, step=step, when="during")
             drained = step < config.steps and parts.drain.asked()
             if step % config.checkpoint_every == 0 or step == config.steps or drained:
-                save_checkpoint(run, step, totals, buffer, metrics["reward_mean"])
+                save(run, step, totals, buffer, score=metrics["reward_mean"])
             if drained:
                 raise Drained(arm, step)
             timer.take()
 
 
-def save_checkpoint(run: ArmRun, step: int, totals: Totals, buffer: RefreshBuffer | None, score: float | None) -> None:
-    """All that the arm needs to go on after the step."""
+def save(run: ArmRun, step: int, totals: Totals, buffer: RefreshBuffer | None, *, score: float | None = None) -> None:
+    """All that the arm needs to go on after the step. Collective."""
     totals.tick()
     size = buffer.size_bytes if buffer is not None else 0
     run.journal.save(run.arm, step, {"totals": totals.to_json(), "refresh_bytes": size}, score=score)
+
+
+def record_scoring(parts: Parts, arm: Arm, step: int) -> None:
+    """What the step's scoring cost, where it costs anything."""
+    scoring = parts.sampler.scoring_metrics()
+    if scoring is not None:
+        parts.log.record({"stage": "reward", "arm": arm, "step": step, **scoring})
 
 
 def prompts_of_step(parts: Parts, arm: Arm, step: int) -> list[Prompt]:
@@ -144,15 +155,33 @@ def prompts_of_step(parts: Parts, arm: Arm, step: int) -> list[Prompt]:
     return take_cyclic(pool, (step - 1) * count, count, parts.recipe.seed, STAGE)
 
 
-def sample(parts: Parts, arm: Arm, prompts: Sequence[Prompt], step: int, timer: PhaseTimer) -> list[RolloutGroup]:
-    """The step's groups; engines that shard make room on the accelerator for it."""
+def sample(
+    run: ArmRun, totals: Totals, buffer: RefreshBuffer | None, step: int, timer: PhaseTimer
+) -> list[RolloutGroup]:
+    """The step's groups; engines that shard make room on the accelerator for it.
+
+    Raises RewardBudgetError, with a checkpoint of where the arm stood before the step; its rollouts are kept as well.
+    """
+    parts, arm = run.parts, run.arm
+    prompts = prompts_of_step(parts, arm, step)
     plan = SamplingPlan(seed=stream_seed(parts.recipe.seed, STAGE, step), mode=ARMS[arm].mode)
     offload = parts.recipe.parallel.offload_between_phases
     if offload:
         parts.engine.offload_states()
-    groups_P = parts.sampler.groups(prompts, parts.recipe.stages.rl.group_size, plan, timer)
+    occasion = Occasion(name=f"{STAGE} {arm} {step}", failed_steps=totals.failed_steps)
+    failure = None
+    try:
+        groups_P = parts.sampler.groups(prompts, parts.recipe.stages.rl.group_size, plan, timer, occasion)
+    except RewardBudgetError as error:
+        failure = error
     if offload:
         parts.engine.reload_states()
+    if failure is not None:
+        if (step - 1) % parts.recipe.stages.rl.checkpoint_every or step == 1:
+            save(run, step - 1, totals, buffer)
+        raise failure
+    failed = any(not isinstance(score, Score) for group in groups_P for score in group.scores)
+    totals.failed_steps = totals.failed_steps + 1 if failed else 0
     return groups_P
 
 

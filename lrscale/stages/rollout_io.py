@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lrscale.latent import LatentPolicy
 from lrscale.records import LatentSpan, Prompt, Rollout, RolloutGroup, Score, Trace
-from lrscale.stages.sampling import tokens_text
 
 
 class StateDamagedError(RuntimeError):
@@ -70,6 +69,11 @@ def trace_to_json(trace: Trace) -> dict[str, Any]:
 
 def trace_from_json(entry: Mapping[str, Any]) -> Trace:
     return Trace(entry["prompt_id"], tuple(entry["prompt_ids"]), tuple(entry["completion_ids"]), entry["reward"])
+
+
+def tokens_text(policy: LatentPolicy, ids: Sequence[int]) -> str:
+    """What token ids say. Bytes are joined before they are read, so characters cut by a token's edge survive."""
+    return b"".join(map(policy.detector.token_bytes, ids)).decode(errors="replace")
 
 
 def segments(policy: LatentPolicy, rollout: Rollout) -> list[dict[str, Any]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
@@ -12,12 +16,16 @@ from lrscale.latent import LatentMode, LatentPolicy
 from lrscale.parallel.lockstep import ALONE, Lockstep
 from lrscale.parallel.ranks import Ranks
 from lrscale.records import Prompt, Rollout, RolloutGroup, Score, ScoreFailed
-from lrscale.report.timing import PhaseTimer
-from lrscale.reward.scorer import Scorer, check_failures
+from lrscale.report.timing import PhaseTimer, StageProgress
+from lrscale.reward.scorer import Scorer
+from lrscale.reward.stats import over_ranks
 from lrscale.rollout.engine import RolloutEngine, SamplingPlan
 from lrscale.stages.exchange import Sample, exchange
+from lrscale.stages.pending import PendingRollouts
 from lrscale.stages.prompts import PromptBook
+from lrscale.stages.rollout_io import tokens_text
 from lrscale.stages.run_log import Display
+from lrscale.stages.scoring import ScoringRound
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,21 @@ class NonFiniteSampleError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class Occasion:
+    """What samples are drawn for."""
+
+    label: str = "rollout"
+    """For the progress bar."""
+    name: str = ""
+    """Tells these samples from all others of the run."""
+    failed_steps: int = 0
+    """How many steps right before had failed scores."""
+
+
+SOME_OCCASION = Occasion()
+
+
+@dataclass(frozen=True, slots=True)
 class Sampler:
     """Turns prompts into scored groups."""
 
@@ -60,6 +83,7 @@ class Sampler:
     policy: LatentPolicy
     display: Display
     lockstep: Lockstep = ALONE
+    pending: PendingRollouts = field(default_factory=PendingRollouts)
 
     def groups(
         self,
@@ -67,41 +91,39 @@ class Sampler:
         group_size: int,
         plan: SamplingPlan,
         timer: PhaseTimer,
-        *,
-        label: str = "rollout",
+        occasion: Occasion = SOME_OCCASION,
     ) -> list[RolloutGroup]:
-        """`group_size` samples of every prompt, in the order of the prompts, scored; `label` names the progress bar.
+        """`group_size` samples of every prompt, in the order of the prompts, scored.
 
         Each rank samples and scores its share; all of them get all groups.
 
         Raises:
-            RewardBudgetError: more scores failed than the recipe allows.
+            RewardBudgetError: more scores failed than the recipe allows. The rollouts are kept: the same call in a
+                later attempt scores them anew.
             NonFiniteSampleError: a latent or a log-probability is not finite.
         """
         total = len(prompts) * group_size
         mine = share(total, self.lockstep.ranks)
         ids = [self.book.ids(prompts[index // group_size]) for index in mine]
-        found: dict[int, Rollout] = {}
-        with self.lockstep.phase(label), self.display.progress(label, len(ids), unit="samples") as progress:
-            with timer.phase("rollout"):
-                stream = iter(self.rollouts.generate(ids, plan, row_keys=mine))
-            # Handed in one by one, so that a scorer may work while others decode; one in this process makes them wait.
-            while True:
-                with timer.phase("rollout"):
-                    place, rollout = next(stream, (-1, None))
-                if rollout is None:
-                    break
-                index = mine[place]
-                prompt = prompts[index // group_size]
-                found[index] = rollout
-                with timer.phase("score"):
-                    self.scorer.submit(index, prompt, rollout, self.text(rollout))
-                progress.advance()
-                self.lockstep.tick()
-        with timer.phase("score"), self.lockstep.phase("score"):
-            scores = self.scorer.drain()
-            samples = exchange(self.lockstep, {index: Sample(found[index], scores[index]) for index in mine})
-        check_failures([samples[index].score for index in range(total)], self.scorer.max_failed_share)
+        identity = {"name": occasion.name, **self._identity(ids, mine, plan)}
+        before = self.pending.load(identity, self.scorer.fingerprint)
+        whole = not self.lockstep.any(flag=len(before) < len(mine))
+        scoring = ScoringRound(self.scorer, self.pending, identity, mine, before)
+        try:
+            with self.lockstep.phase(occasion.label), self._progress(occasion, len(ids)) as progress:
+                for index, rollout in self._rollouts(ids, mine, plan, timer, before if whole else {}):
+                    with timer.phase("score"):  # in workers of its own, while others decode
+                        scoring.add(index, prompts[index // group_size], rollout, self.text(rollout))
+                    progress.advance()
+                    self.lockstep.tick()
+            with timer.phase("score"), self.lockstep.phase("score"):
+                samples = exchange(self.lockstep, scoring.wait(self.lockstep, self.display))
+            scores = [samples[index].score for index in range(total)]
+            self.scorer.budget.check(scores, failed_steps=occasion.failed_steps)
+        except BaseException:
+            scoring.keep()
+            raise
+        self.pending.clear(identity)
         groups = []
         for first, prompt in zip(range(0, total, group_size), prompts, strict=True):
             group = [samples[first + sample] for sample in range(group_size)]
@@ -110,14 +132,48 @@ class Sampler:
             groups.append(RolloutGroup(prompt, tuple(s.rollout for s in group), tuple(s.score for s in group)))
         return groups
 
+    def scoring_metrics(self) -> dict[str, Any] | None:
+        """What scoring cost since the last call, over all ranks; None where it costs nothing. Collective."""
+        stats = self.scorer.take_stats()
+        return None if stats is None else over_ranks(self.lockstep.gather_json(stats.to_json()))
+
+    def _progress(self, occasion: Occasion, count: int) -> AbstractContextManager[StageProgress]:
+        return self.display.progress(occasion.label, count, unit="samples")
+
+    def _rollouts(
+        self,
+        ids: Sequence[Sequence[int]],
+        mine: range,
+        plan: SamplingPlan,
+        timer: PhaseTimer,
+        before: dict[int, Sample],
+    ) -> Iterator[tuple[int, Rollout]]:
+        """(index in the step, rollout) as they finish, or all those of an earlier attempt."""
+        if before:
+            yield from ((index, before[index].rollout) for index in mine)
+            return
+        with timer.phase("rollout"):
+            stream = iter(self.rollouts.generate(ids, plan, row_keys=mine))
+        while True:
+            with timer.phase("rollout"):
+                place, rollout = next(stream, (-1, None))
+            if rollout is None:
+                return
+            yield mine[place], rollout
+
+    def _identity(self, ids: Sequence[Sequence[int]], mine: range, plan: SamplingPlan) -> dict[str, Any]:
+        """Everything that decides the rollouts of this rank, but for the recipe, which a run never changes."""
+        return {
+            "version": self.rollouts.version,
+            "plan": asdict(plan),
+            "prompts": hashlib.sha256(json.dumps([list(row) for row in ids]).encode()).hexdigest(),
+            "rows": [mine.start, mine.stop],
+            "world_size": self.lockstep.ranks.world_size,
+        }
+
     def text(self, rollout: Rollout) -> str:
         """The completion as text, markers included, special tokens left out."""
         return tokens_text(self.policy, rollout.completion_ids)
-
-
-def tokens_text(policy: LatentPolicy, ids: Sequence[int]) -> str:
-    """What token ids say. Bytes are joined before they are read, so characters cut by a token's edge survive."""
-    return b"".join(map(policy.detector.token_bytes, ids)).decode(errors="replace")
 
 
 def completion_markers(policy: LatentPolicy, rollout: Rollout) -> list[int]:

@@ -20,7 +20,7 @@ from lrscale.stages.clock import phase_timer
 from lrscale.stages.parts import Parts
 from lrscale.stages.randomness import shuffled, stream_seed
 from lrscale.stages.rollout_io import json_lines, read_json_lines, trace_from_json, trace_to_json, write_whole
-from lrscale.stages.sampling import is_right, task_value
+from lrscale.stages.sampling import Occasion, is_right, task_value
 
 STAGE = "traces"
 
@@ -75,7 +75,8 @@ def chosen_prompts(parts: Parts) -> list[Prompt]:
 def sample_batch(parts: Parts, prompts: Sequence[Prompt], index: int, timer: PhaseTimer) -> list[RolloutGroup]:
     """Markers stay plain text here, should the base write any: these are explicit traces."""
     plan = SamplingPlan(seed=stream_seed(parts.recipe.seed, STAGE, index), mode="zero")
-    return parts.sampler.groups(prompts, parts.recipe.stages.traces.samples_per_prompt, plan, timer)
+    occasion = Occasion(name=f"{STAGE} {index}")
+    return parts.sampler.groups(prompts, parts.recipe.stages.traces.samples_per_prompt, plan, timer, occasion)
 
 
 def kept_traces(groups: Sequence[RolloutGroup]) -> list[Trace]:

@@ -37,7 +37,7 @@ from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.start import start_process_group, stop_process_group
 from lrscale.report.metrics import MetricsDamaged
 from lrscale.report.table import print_summary
-from lrscale.reward.scorer import RewardBudgetError
+from lrscale.reward.budget import RewardBudgetError
 from lrscale.stages.attempts import LockedError, Voice, locked, logged_to, new_attempt, termination_interrupts
 from lrscale.stages.drain import NEVER, Drain, Drained
 from lrscale.stages.parts import build_parts, read_ds_config
@@ -235,6 +235,7 @@ def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep, drain: Drain = NEVER)
         drain.mark(drained)
         raise
     finally:
+        parts.sampler.scorer.close()
         parts.log.close()
     lockstep.barrier()
     if lockstep.ranks.is_main:

@@ -28,7 +28,17 @@ if os.environ["RANK"] == "1":
 def reward(prompts, completions, **columns):
     return [1.0 for _ in prompts]
 """
-EXITS_ON_RANK_1 = FAILS_ON_RANK_1.replace('raise KeyError("level")', "os._exit(9)")
+DIES_ON_RANK_1 = FAILS_ON_RANK_1.replace('raise KeyError("level")', "os._exit(9)")
+EXITS_ON_RANK_1 = """
+import os, pathlib, threading, time
+def leave():
+    while not pathlib.Path("runs/run/attempts/1/rank1.log").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    os._exit(9)
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=leave, daemon=True).start()
+"""
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -39,10 +49,17 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(cache.parent), "PET_MAX_RESTARTS": "3"}
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(folder: Path, *options: str, path: Path = ROOT) -> subprocess.Popen[str]:
+    """`path`: a folder on PYTHONPATH before the package's."""
     command = [sys.executable, "-m", "lrscale", "launch", "tiny-cpu", *SHARDED, "--name", "run", *options]
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment(folder), start_new_session=True, **streams)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(folder) | {"PYTHONPATH": f"{path}:{ROOT}"},
+        start_new_session=True,
+        **streams,
+    )
 
 
 def with_reward(folder: Path, source: str) -> list[str]:
@@ -130,9 +147,18 @@ def test_one_rank_that_fails_is_heard_and_the_others_are_silent(tmp_path: Path) 
     assert said.count("traceback: ") == 1, said
 
 
+def test_a_reward_that_dies_as_it_loads_takes_no_rank_along(tmp_path: Path) -> None:
+    """It used to be the rank itself that os._exit ended."""
+    with start(tmp_path, *with_reward(tmp_path, DIES_ON_RANK_1)) as process:
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 3, said
+    assert "error: rank 1: reward: the worker ended with exit code 9, while it loaded the reward" in said, said
+
+
 def test_a_rank_that_exits_without_a_word_is_named(tmp_path: Path) -> None:
     """Locks out a job that ends with nothing but an exit code: some library called exit."""
-    with start(tmp_path, *with_reward(tmp_path, EXITS_ON_RANK_1)) as process:
+    (tmp_path / "sitecustomize.py").write_text(EXITS_ON_RANK_1)
+    with start(tmp_path, *LONG, path=tmp_path) as process:
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 6, said
     assert said.count("error: ") == 1 and "error: rank 1 ended with exit code 9" in said, said

@@ -81,7 +81,13 @@ def test_show_prints_a_recipe_that_launch_takes(tmp_path: Path) -> None:
 
 def test_recipes_are_listed_with_what_they_are_for(tmp_path: Path) -> None:
     lines = lrscale("recipes", cwd=tmp_path).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["llama3-70b-8n8g", "qwen3-4b-1gpu", "smoke-1gpu", "tiny-cpu", "tiny-short"]
+    assert [line.split()[0] for line in lines] == [
+        "llama3-70b-8n8g",
+        "qwen3-4b-1gpu",
+        "smoke-1gpu",
+        "tiny-cpu",
+        "tiny-short",
+    ]
     assert all(len(line.split()) > 4 for line in lines)
 
 
@@ -101,3 +107,41 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     done = lrscale("launch", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "runs/tiny-cpu\n")
     assert "runs/tiny-cpu is finished; read runs/tiny-cpu/report.html" in done.stderr
+
+
+def test_a_reward_is_tried_on_a_file_of_rollouts(tmp_path: Path) -> None:
+    """Debugging a reward takes no GPU: columns come from the task, hangs are ended, tracebacks are shown."""
+    (tmp_path / "reward.py").write_text(
+        "import time\n"
+        "def reward(completions, answer):\n"
+        "    if completions[0] == 'slow': time.sleep(1000)\n"
+        "    return [{'right': 1.0}[c] if c != a else 0.5 for c, a in zip(completions, answer)]\n"
+    )
+    rows = [{"prompt": f"question {n}", "answer": f"answer {n}"} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(
+        "task: {kind: jsonl, train: rows.jsonl, eval: rows.jsonl}\n"
+        "reward: {kind: function, path: reward.py, timeout_s: 8, pool: {workers: 2}, length_penalty: {price_per_100: 10}}\n"
+    )
+    texts = ["right", "slow", "answer 2", "wrong"]
+    lines = [
+        {"prompt_id": f"train-{n % 3 + 1:06d}", "prompt": f"question {n % 3}", "segments": [{"text": text[:2]}, {"latent_steps": 3},
+         {"text": text[2:]}], "reward": 0.25, "prompt_ids": [1], "completion_ids": [1, 2], "latent_spans": [[2, 3]],
+         "stop_reason": "stop"}
+        for n, text in enumerate(texts)
+    ]  # fmt: skip
+    (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = lrscale("reward", "recipe.yaml", "--rollouts", "rollouts.jsonl", cwd=tmp_path)
+    assert done.returncode == 6, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line.get("failed", line["reward"]) for line in found] == [0.5, "timeout", 0.0, "error"]
+    assert found[0]["parts"] == {"task": 1.0, "length": -0.5} and found[0]["reward_in_run"] == 0.25
+    assert "KeyError: 'wrong'" in found[3]["detail"]
+    assert "2 of 4 scored, mean 0.2500, 1 timeout, 1 error" in done.stderr
+    for arguments, code, said in (
+        (["recipe.yaml", "--rollouts", "none.jsonl"], 7, "no such file"),
+        (["recipe.yaml", "--rollouts", "rows.jsonl"], 3, "holds no 'prompt_id'"),
+    ):
+        refused = lrscale("reward", *arguments, cwd=tmp_path)
+        assert (refused.returncode, refused.stdout) == (code, "") and said in refused.stderr
+    assert lrscale("serve-reward", "none.py", cwd=tmp_path).returncode == 7

@@ -9,8 +9,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from lrscale.config.diagnosis import Check
 from lrscale.config.recipe import Recipe
-from lrscale.config.rollout import FunctionRewardConfig
-from lrscale.config.task import JsonlConfig
+from lrscale.config.reward import FunctionRewardConfig, FunctionsRewardConfig
+from lrscale.config.task import JsonlConfig, NextChapterConfig
 from lrscale.parallel.loading import model_source
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -69,9 +69,13 @@ def _missing(found: str, help_: str, node: str) -> Check:
 
 def _data(recipe: Recipe, node: str) -> list[Check]:
     task = recipe.task
-    named = {"task.train": task.train, "task.eval": task.eval} if isinstance(task, JsonlConfig) else {}
+    named = (
+        {"task.train": task.train, "task.eval": task.eval} if isinstance(task, JsonlConfig | NextChapterConfig) else {}
+    )
     if isinstance(recipe.reward, FunctionRewardConfig):
         named["reward.path"] = recipe.reward.path
+    if isinstance(recipe.reward, FunctionsRewardConfig):
+        named |= {f"reward.functions.{one.label}": one.path for one in recipe.reward.functions}
     absent = {key: path for key, path in named.items() if not Path(path).is_file()}
     if absent:
         found = "; ".join(f"{key} {path}: no such file" for key, path in absent.items())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -10,33 +11,29 @@ import torch
 from lrscale.config.diagnosis import Check
 from lrscale.config.recipe import Recipe
 from lrscale.records import Prompt, Rollout, Score, ScoreFailed
-from lrscale.reward.scorer import build_scorer
+from lrscale.reward.build import Surroundings, build_scorer
 from lrscale.tasks.catalog import build_task, task_score
 
 _LIMIT_S = 120.0
 _IDS = (0, 0, 0)
+_KEY = "preflight"
 
 
 def check_reward(recipe: Recipe, recipe_dir: Path, limit_s: float = _LIMIT_S) -> Check:
-    """Score one completion of the first training prompt, in a thread that is not waited for beyond the limit."""
-    results: list[Check] = []
-    thread = threading.Thread(target=lambda: results.append(_tried(recipe, recipe_dir)), daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if results:
-        return results[0]
-    help_ = "see what it waits for (a server that does not answer?), or make it faster"
-    return Check("reward", "failed", f"no score after {limit_s:g} s", needed="one score", help=help_)
-
-
-def _tried(recipe: Recipe, recipe_dir: Path) -> Check:
+    """Score one completion of the first training prompt, where the run will: in a worker that can be killed."""
     try:
         task = build_task(recipe.task, seed=recipe.seed, recipe_dir=recipe_dir)
         prompt = task.prompts("train", markers=True)[0]
-        scorer = build_scorer(recipe.reward, task_score(task), recipe_dir=recipe_dir)
         completion = _completion(prompt)
-        scorer.submit("preflight", prompt, _rollout(), completion)
-        (result,) = scorer.drain().values()
+        with closing(build_scorer(recipe.reward, task_score(task), Surroundings(recipe_dir))) as scorer:
+            scorer.begin([_KEY])
+            scorer.submit(_KEY, prompt, _rollout(), completion)
+            deadline = time.monotonic() + limit_s
+            while not scorer.wait(min(0.5, limit_s)):
+                if time.monotonic() > deadline:
+                    help_ = "see what it waits for (a server that does not answer?), or make it faster"
+                    return Check("reward", "failed", f"no score after {limit_s:g} s", needed="one score", help=help_)
+            result = scorer.drain()[_KEY]
     except Exception as error:  # noqa: BLE001 - data, imports and a user's code: whatever it is, the run would meet it
         found = str(error) or type(error).__name__
         help_ = "mend the task's data or the reward function"

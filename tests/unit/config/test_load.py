@@ -102,7 +102,7 @@ def test_wrong_element_of_a_list_is_pointed_at(tmp_path: Path) -> None:
         ("rollout.max_new_tokens=-1", "a whole number, at least 1"),
         ("model.gradient_checkpointing=yes", "true or false"),
         ("stages=3", "a section of keys"),
-        ("task=3", "a section (kind: flawed_stories, flawed_fictions, jsonl)"),
+        ("task=3", "a section (kind: flawed_stories, flawed_fictions, jsonl, next_chapter)"),
         ("task.kind=lol", "one of: flawed_stories, flawed_fictions, jsonl"),
         ("task.events=[1]", "a list of 2"),
         ("name=a b", "matching"),

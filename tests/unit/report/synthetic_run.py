@@ -125,6 +125,15 @@ def _arm(rng, arm, steps, *, done):
                 "step_s": rollout + update + refresh + 0.08, "cpu_s": 2 * update,
             }
         )  # fmt: skip
+        if arm == "discrete":
+            lines.append(
+                {
+                    "stage": "reward", "arm": arm, "step": k, "samples": 192, "scoring_s": 6.0, "busy_s": 2.0, "waited_s": 0.5,
+                    "hidden_share": 0.75, "queue_max": 12, "retries": 1, "workers_replaced": 0, "failed_timeout": k % 2,
+                    "failed_error": 0, "failed_invalid": 0, "failed_unavailable": 0,
+                    "slowest": [{"prompt_id": f"train-{k:06d}", "seconds": 14.0 if k == 3 else 2.0}],
+                }
+            )  # fmt: skip
         if k % 20 == 0:
             lines.append(
                 {"stage": "audit", "arm": arm, "step": k, "latent_cosine_min": 0.99998, "latent_l2_max": 3e-4,

@@ -71,11 +71,13 @@ def test_page_has_every_section(report):
     """Locks out a section lost in a refactoring."""
     text, _ = report
     page = _Page(text)
-    wanted = ["what", "results", "length", "curves", "markers", "projector", "time", "health", "rollouts"]
+    wanted = ["what", "results", "length", "curves", "markers", "projector", "time", "rewards", "health", "rollouts"]
     assert [name for name in page.ids if not name.startswith("chart-")] == wanted
     assert page.tags.count("svg") == 5
     shown = " ".join(page.text)
     for words in ("tiny-cpu", "builtin:tiny", "torch 2.13.0", "eea39e2", "61.9 [57.6, 66.0]", "keeps", "finished"):
+        assert words in shown
+    for words in ("hidden behind generation", "failed: timeout", "train-000003 (discrete, 14.0 s)"):
         assert words in shown
     assert text.count('<article class="rollout">') == 80
     assert "●●" in text and "&lt;implicit_thought&gt;2&lt;/implicit_thought&gt;" in text

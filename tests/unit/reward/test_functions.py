@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lrscale.records import Prompt, Score, ScoreFailed
-from lrscale.reward.functions import RewardFunction, Sample, as_scores, load_reward_function
+from lrscale.reward.functions import RewardFunction, as_scores, load_reward_function
+from lrscale.reward.source import Passing, Sample
 
 
 def sample(text: str, completion: str, **columns: object) -> Sample:
@@ -71,7 +72,7 @@ def test_openrlhf_form_and_its_dict_of_tensors(load) -> None:
 def test_openrlhf_labels_without_an_answer_column(load) -> None:
     """OpenRLHF's template always names labels; data without answers must not be refused for it."""
     function = load("def reward_func(queries, prompts, labels): return [float(l is None) for l in labels]")
-    function.check_columns({})
+    function.needs().check({})
     assert values(function.score([sample("a", "b")])) == [1.0]
 
 
@@ -103,6 +104,18 @@ def test_raise_on_a_single_sample_is_not_called_twice(load) -> None:
     assert function.call.__globals__["calls"] == [1]
 
 
+def test_errors_that_may_pass_are_marked(load) -> None:
+    """A judge that is restarting is no reason to drop a sample, a bug in the function is no reason to try again."""
+    function = load("""
+        from lrscale.reward import PassingError
+        def reward(completions):
+            raise {"own": PassingError, "refused": ConnectionError, "late": TimeoutError, "bug": KeyError}[completions[0]]
+    """)
+    results = [function.score([sample("a", text)])[0] for text in ("own", "refused", "late", "bug")]
+    assert [isinstance(result, Passing) for result in results] == [True, True, True, False]
+    assert results[0].failure.kind == "unavailable" and results[3].kind == "error"
+
+
 def test_conversational_trl_function_is_told_why_it_fails(load) -> None:
     function = load("def reward(completions, **kw): return [len(c[0]['content']) for c in completions]")
     (result,) = function.score([sample("a", "b")])
@@ -110,7 +123,7 @@ def test_conversational_trl_function_is_told_why_it_fails(load) -> None:
 
 
 def test_interrupt_is_not_a_failed_score(load) -> None:
-    """Ctrl-C inside a reward function must stop the run."""
+    """Ctrl-C inside a reward function must not be taken for an answer."""
     function = load("def reward(completions): raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         function.score(PAIR)
@@ -263,7 +276,7 @@ def test_edited_file_is_run_anew(load) -> None:
 def test_columns_are_checked_before_the_call(load) -> None:
     function = load("def reward(completions, solution, level=0): return [1.0] * len(completions)")
     with pytest.raises(ValueError, match=r"needs solution; the data has the columns answer"):
-        function.check_columns({"answer": "4"})
+        function.needs().check({"answer": "4"})
     with pytest.raises(ValueError, match=r"column 'completions'"):
-        function.check_columns({"solution": 1, "completions": 2})
-    function.check_columns({"solution": "4"})
+        function.needs().check({"solution": 1, "completions": 2})
+    function.needs().check({"solution": "4"})

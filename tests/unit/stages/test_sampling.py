@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lrscale.config.rollout import LengthPenaltyConfig, LocalRolloutConfig
+from lrscale.config.reward import LengthPenaltyConfig
+from lrscale.config.rollout import LocalRolloutConfig
 from lrscale.latent import LatentPolicy
 from lrscale.records import Prompt, Rollout, RolloutGroup, Score, ScoreFailed
 from lrscale.report.timing import PhaseTimer
+from lrscale.reward.rules import Shaping
 from lrscale.reward.scorer import TaskScorer
 from lrscale.rollout.engine import SamplingPlan
 from lrscale.rollout.local import LocalRollouts
@@ -65,7 +67,7 @@ def _sampler(policy: LatentPolicy, engine: type[LocalRollouts] = LocalRollouts) 
     task = Letters()
     return Sampler(
         engine(policy, LocalRolloutConfig(max_new_tokens=6)),
-        TaskScorer(task.score, LengthPenaltyConfig(price_per_100=50.0)),
+        TaskScorer(task.score, Shaping(LengthPenaltyConfig(price_per_100=50.0))),
         PromptBook(task, policy, chat_template=False),
         policy,
         Display(show=False),

@@ -16,7 +16,7 @@ from lrscale.config.recipe import Recipe
 from lrscale.parallel.checkpoint import CheckpointError, DamagedCheckpointWarning
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.report.metrics import MetricsDamaged
-from lrscale.reward.scorer import RewardBudgetError
+from lrscale.reward.budget import RewardBudgetError
 from lrscale.stages import worker
 from lrscale.stages.rollout_io import StateDamagedError
 
