@@ -162,7 +162,10 @@ class _Run:
             if process.poll() is not None or not family:
                 return None, False
             victim = dice.choice(family)
-            victim.kill()
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:  # it was quicker
+                return None, False
             process.wait()
         return f"killed {'the launcher' if ranks > 1 and victim == family[0] else 'a rank'}", half_written
 

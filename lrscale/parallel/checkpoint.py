@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ from lrscale.parallel.rng import restore_rng, rng_state
 _FORMAT = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TEMPORARY = ".tmp-"
+_DOOMED = ".gone-"
+"""A checkpoint that is being removed."""
 _REPLACED = ".old-"
+_CHUNK = 16 * 2**20
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _LATEST = "latest"
@@ -139,7 +143,7 @@ class CheckpointStore:
         files = {}
         for path in sorted(own):
             sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path, self._lockstep.tick)}
         return files
 
     def _seal(self, temporary: Path, name: str, files: dict[str, dict[str, Any]], score: float | None) -> None:
@@ -176,7 +180,8 @@ class CheckpointStore:
     def _damage_anywhere(self, folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
         ranks = self._lockstep.ranks
         mine = dict(list(files.items())[ranks.rank :: ranks.world_size])
-        return next(filter(None, self._lockstep.gather_json(_damaged_file(folder, mine, checksums=True))), None)
+        found = _damaged_file(folder, mine, checksums=True, tick=self._lockstep.tick)
+        return next(filter(None, self._lockstep.gather_json(found)), None)
 
     def _put_in_place(self, temporary: Path, name: str) -> None:
         target, replaced = self.folder / name, self.folder / (_REPLACED + name)
@@ -189,8 +194,8 @@ class CheckpointStore:
     def _clean_up(self) -> None:
         """Remove what a killed process left behind."""
         self._recover_replaced()
-        for path in self.folder.glob(_TEMPORARY + "*"):
-            shutil.rmtree(path)
+        for path in (*self.folder.glob(_TEMPORARY + "*"), *self.folder.glob(_DOOMED + "*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _recover_replaced(self) -> None:
         """Finish or undo a replacement that was cut off between its two renames."""
@@ -232,7 +237,7 @@ class CheckpointStore:
         for checkpoint in listed:
             if checkpoint.sequence >= oldest_kept or checkpoint.name in best:
                 continue
-            doomed = self.folder / (_TEMPORARY + checkpoint.name)
+            doomed = self.folder / (_DOOMED + checkpoint.name)
             checkpoint.folder.rename(doomed)  # so that a kill in mid-removal leaves no half checkpoint under its name
             shutil.rmtree(doomed, ignore_errors=True)
 
@@ -260,14 +265,16 @@ def _damage(folder: Path, *, checksums: bool = True) -> str | None:
         return f"{_MANIFEST}: {type(error).__name__} {error}"
 
 
-def _damaged_file(folder: Path, files: dict[str, dict[str, Any]], *, checksums: bool) -> str | None:
+def _damaged_file(
+    folder: Path, files: dict[str, dict[str, Any]], *, checksums: bool, tick: Callable[[], None] = lambda: None
+) -> str | None:
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written"
-        found = _sha256(path) if checksums else expected["sha256"]
+        found = _sha256(path, tick) if checksums else expected["sha256"]
         if found != expected["sha256"]:
             return f"{name} has sha256 {found}, written was {expected['sha256']}"
     return None
@@ -293,9 +300,14 @@ def _warn_damaged(folder: Path, damage: str) -> None:
     warnings.warn(f"checkpoint {folder} is damaged and skipped: {damage}", DamagedCheckpointWarning, stacklevel=3)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, tick: Callable[[], None]) -> str:
+    """`tick` is called now and then: files of a large model take minutes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            tick()
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

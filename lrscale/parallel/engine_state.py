@@ -1,6 +1,6 @@
 """An engine's state on disk: the same form for every kind of engine and any number of ranks.
 
-    rank-00000.safetensors  rank-00001.safetensors ...     flat pieces (lrscale.parallel.shards), one file a rank
+    rank-00000.safetensors  rank-00001.safetensors ...     flat pieces (lrscale.parallel.shards) of a rank, in parts
     engine.json                                            which kind and how many ranks wrote it, which groups have optimizer state
 
 Names: `weights/NAME`, `optimizer-GROUP/exp_avg.NAME`, `.../exp_avg_sq.NAME`, `.../step.NAME` and, for weights
@@ -19,7 +19,7 @@ import torch
 
 from lrscale.parallel.engine import ParameterGroup
 from lrscale.parallel.lockstep import Lockstep
-from lrscale.parallel.shards import Piece, PieceFiles, write_pieces
+from lrscale.parallel.shards import Piece, PieceFiles, parts_of, write_pieces
 
 FORMAT = 2
 _FACTS = "engine.json"
@@ -63,7 +63,7 @@ def save_state(engine: Stateful, folder: Path) -> None:
 
     def write() -> None:
         mine = (piece for piece in engine.local_state() if ranks.is_main or not piece.replicated)
-        write_pieces(folder / rank_file(ranks.rank), mine)
+        write_pieces(folder / rank_file(ranks.rank), mine, tick=lockstep.tick)
         if ranks.is_main:
             facts = {"format": FORMAT, "kind": engine.kind, "world_size": ranks.world_size}
             facts["groups"] = list(engine.trained_groups())
@@ -89,6 +89,7 @@ def load_state(engine: Stateful, folder: Path) -> None:
             else:  # a tensor that was never stepped has no moments
                 values = torch.zeros_like(piece.values)
             (piece.assign or piece.values.copy_)(values)
+            engine.lockstep.tick()
 
     engine.lockstep.together(read)
     engine.finish_load()
@@ -107,11 +108,8 @@ def saved_facts(folder: Path) -> dict[str, Any]:
 
 def piece_files(folder: Path) -> PieceFiles:
     """The pieces of all ranks that saved there. Raises ValueError where a rank's file is missing."""
-    expected = [folder / rank_file(rank) for rank in range(saved_facts(folder)["world_size"])]
-    missing = [path.name for path in expected if not path.is_file()]
-    if missing:
-        raise ValueError(f"{folder} lacks {len(missing)} ranks' files, {missing[0]} first; restore them")
-    return PieceFiles(expected)
+    ranks = range(saved_facts(folder)["world_size"])
+    return PieceFiles(part for rank in ranks for part in parts_of(folder / rank_file(rank)))
 
 
 def _checked(engine: Stateful, folder: Path) -> tuple[PieceFiles, list[ParameterGroup]]:

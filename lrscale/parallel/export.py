@@ -32,6 +32,7 @@ def export_model(engine: Engine, folder: Path, *, max_shard_bytes: int = MAX_SHA
         for name, buffer in state_buffers(engine.policy):
             writer.add(name, buffer)
     for name, tensor in engine.full_parameters():  # to its end on every rank: each tensor is gathered from all
+        lockstep.tick()
         if lockstep.ranks.is_main and failure is None:
             try:
                 writer.add(name, tensor)

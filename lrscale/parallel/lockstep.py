@@ -107,7 +107,19 @@ class Lockstep:
         if self.alone:
             return work()
         result = self.together(lambda: work() if self.ranks.is_main else None)
-        return self.gather_json(result if self.ranks.is_main else None)[0]
+        return json.loads(self._from_main(json.dumps(result).encode() if self.ranks.is_main else b""))
+
+    def _from_main(self, payload: bytes) -> bytes:
+        """The main rank's payload, which may be large: nobody holds it as often as there are ranks."""
+        self._meet()
+        size = torch.tensor([len(payload)])
+        dist.broadcast(size, src=0, group=self._group)
+        values = torch.zeros(int(size), dtype=torch.uint8)
+        if payload:
+            values[:] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        if len(values):
+            dist.broadcast(values, src=0, group=self._group)
+        return values.numpy().tobytes()
 
     @contextmanager
     def phase(self, name: str, *, step: int | None = None) -> Iterator[None]:

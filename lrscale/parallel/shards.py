@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lrscale.parallel.tensor_files import write_tensors
 
-_RANGES = "ranges"
+_RANGES, _PART = "ranges", "part"
+PART_BYTES = 4 * 2**30
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 
@@ -57,14 +58,50 @@ class Tensors(Protocol):
         ...
 
 
-def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
-    """One file with the pieces of one rank."""
-    values, ranges = {}, {}
+def write_pieces(
+    path: Path, pieces: Iterable[Piece], *, part_bytes: int = PART_BYTES, tick: Callable[[], None] = lambda: None
+) -> None:
+    """The pieces of one rank, in files of about `part_bytes`: what is copied to be written is held a part at a time.
+
+    The first part is `path`, the next ones NAME.part-0001.safetensors and so on; each says whether it is the last.
+    `tick` is called after each.
+    """
+    values: dict[str, Tensor] = {}
+    ranges: dict[str, dict[str, Any]] = {}
+    number = size = 0
+
+    def flush(*, last: bool) -> None:
+        about = {_RANGES: json.dumps(ranges), _PART: json.dumps({"number": number, "last": last})}
+        write_tensors(part_path(path, number), values, about)
+        tick()
+
     for piece in pieces:
+        if values and size + piece.values.nbytes > part_bytes:
+            flush(last=False)
+            values, ranges, number, size = {}, {}, number + 1, 0
         # Several names may show one replicated value (Adam's step); safetensors refuses shared memory.
         values[piece.name] = piece.values.clone() if piece.replicated else piece.values
         ranges[piece.name] = {"start": piece.start, "shape": list(piece.shape)}
-    write_tensors(path, values, {_RANGES: json.dumps(ranges)})
+        size += piece.values.nbytes
+    flush(last=True)
+
+
+def part_path(path: Path, number: int) -> Path:
+    """Where the parts of a rank's file lie; `path` itself is the first."""
+    return path.with_name(f"{path.stem}.part-{number:04d}{path.suffix}") if number else path
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The parts that `write_pieces` made of `path`, in order. Raises ValueError where one is missing."""
+    found: list[Path] = []
+    while True:
+        part = part_path(path, len(found))
+        if not part.is_file():
+            raise ValueError(f"{part.parent} lacks {part.name}; restore it")
+        found.append(part)
+        with safe_open(part, framework="pt") as opened:
+            if json.loads((opened.metadata() or {}).get(_PART, '{"last": true}'))["last"]:
+                return found
 
 
 class PieceFiles:

@@ -2,7 +2,7 @@
 
 Every rank announces where it is (`phase`) and that it moves (`tick`). A thread a rank publishes this every few
 seconds to a store that all ranks can read. When its own rank has not moved for the limit, it looks at the
-others', writes one message and ends the process; the launcher ends the rest. It works while the main thread is
+others': while none of them moves either, it writes one message and ends the process; the launcher ends the rest. It works while the main thread is
 stuck inside a collective of whichever library: those let other threads run.
 """
 
@@ -84,8 +84,19 @@ class Watchdog:
         while not self._stopped.wait(self._beat_s):
             with suppress(RuntimeError):  # the store went with the main rank; waiting for it is told below
                 self._store.set(_key(self._ranks.rank), json.dumps(asdict(self._own())))
-            if time.time() - self._moved > self._limit_s:
+            if time.time() - self._moved > self._limit_s and not self._others_move():
                 self._end(self._own())
+
+    def _others_move(self) -> bool:
+        """Whether some rank still works: to wait for one is no stall."""
+        now = time.time()
+        others = (self._read(rank) for rank in range(self._ranks.world_size) if rank != self._ranks.rank)
+        return any(
+            beat is not None
+            and now - beat.published < _SILENT_BEATS * self._beat_s
+            and now - beat.moved < self._limit_s
+            for beat in others
+        )
 
     def _own(self) -> Beat:
         return Beat(" > ".join(self._phases[1:]) or self._phases[0], self._meetings, self._moved, time.time())

@@ -38,6 +38,11 @@ def resolve(template: Mapping[str, Any], recipe: Recipe, hidden_size: int | None
     if stage != 3:
         raise ValueError(f"zero_optimization.stage is {stage}; parallel.kind zero3 needs stage 3")
     problems = [f"{key}: lrscale brings its own, take it out" for key in _FOREIGN if key in template]
+    if value_at(template, "zero_optimization.zero_hpz_partition_size") not in (None, 1):
+        problems.append(
+            "zero_optimization.zero_hpz_partition_size: lrscale fills each rank's part of the weights, of which hpZ's "
+            "second copy knows nothing: write 1"
+        )
     config = copy.deepcopy(dict(template))
     for key, value in _decided(recipe, world_size).items():
         written = value_at(config, key)

@@ -24,9 +24,11 @@ from lrscale.config.load import read_recipe
 from lrscale.config.recipe import Recipe
 from lrscale.latent import LatentPolicy
 from lrscale.objective import PolicyObjective, after_first_marker_mask, policy_loss, projector_loss
+from lrscale.parallel.engine import GROUPS
 from lrscale.parallel.loading import load_policy
 from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.single import SingleEngine
+from lrscale.parallel.turns import training_turn
 from lrscale.report.table import Cells, plain_table
 from lrscale.stages.batching import padded
 from lrscale.stages.failed_step import FOLDER, FailedStep, load_failed_step
@@ -72,10 +74,12 @@ def replay(recipe: Recipe, failed: FailedStep) -> list[dict[str, Any]]:
     policy = load_policy(recipe.model, recipe.projector)
     engine = SingleEngine(policy, recipe.optimisation, ranks=Ranks())
     engine.load(failed.weights)
-    group = "base" if failed.stage == "rl" else "projector"
+    for group in GROUPS:
+        engine.reset_optimizer(group)  # it takes the gradients of narrow weights away as they come
+    trained = policy.model if failed.stage == "rl" else policy.projector
     results = []
     for row in failed.rows:
-        with engine.training(group), watched(policy) as culprits:
+        with training_turn(policy, trained), watched(policy) as culprits:
             loss, facts = _rl_loss(policy, recipe, failed, row) if isinstance(row, Row) else _sft_loss(policy, row)
             if loss.requires_grad:
                 loss.backward()

@@ -51,9 +51,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """What `json_lines` made. Raises StateDamagedError where a line is no JSON (any more)."""
+    """What `json_lines` made. Raises StateDamagedError where a line is no JSON (any more).
+
+    Texts hold line ends of other kinds, at which `splitlines` would cut them.
+    """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except ValueError as error:
         raise StateDamagedError(f"{path} is damaged ({error}); restore it, or start a new run") from error
 

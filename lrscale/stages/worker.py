@@ -80,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         voice.say(f"error: {error}")
         return BAD_RECIPE
+    except RuntimeError as error:  # torch's, of every kind of network trouble
+        voice.say(f"error: the ranks did not meet: {error}\n  can every node reach {Ranks.from_environment().host}?")
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     lockstep = Lockstep(ranks, timeout=timedelta(seconds=recipe.parallel.collective_timeout_s))

@@ -219,3 +219,12 @@ def test_kill_in_mid_save(tmp_path):
     assert store.load(store.latest(), engine) == {"step": 1}
     store.save("c", engine, {"step": 2})
     assert names(tmp_path) == ["a", "c"]
+
+
+def test_a_pointer_left_half_written_is_no_obstacle(tmp_path):
+    """A disk that filled up while `latest` was written left a file that every later save tripped over."""
+    store, engine = CheckpointStore(tmp_path), small_engine()
+    (tmp_path / ".tmp-latest").write_text("step-1")
+    (tmp_path / ".gone-step-0").mkdir()
+    store.save("step-1", engine, {})
+    assert names(tmp_path) == ["step-1"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lrscale.parallel.shards import Piece, PieceFiles, WholeFiles, write_pieces
+from lrscale.parallel.shards import Piece, PieceFiles, WholeFiles, parts_of, write_pieces
 
 
 def _cut(tensor: torch.Tensor, name: str, ranks: int) -> list[Piece]:
@@ -63,3 +63,19 @@ def test_any_range_of_a_whole_tensor(tmp_path_factory: pytest.TempPathFactory, s
     stop = data.draw(st.integers(start + 1, tensor.numel()))
     read = WholeFiles([path]).read("x", start, stop)
     assert read.dtype == torch.bfloat16 and torch.equal(read, tensor.flatten()[start:stop])
+
+
+def test_a_large_rank_writes_parts_and_a_lost_one_is_missed(tmp_path: Path):
+    """A 70B rank's state copied whole before it is written is as much host memory again; a part that is lost must not
+    be taken for moments that never were."""
+    tensors = {f"weights/{name}": torch.randn(10) for name in "abcde"}
+    pieces = [Piece(name, (10,), 0, tensor) for name, tensor in tensors.items()]
+    ticks: list[int] = []
+    write_pieces(tmp_path / "rank-00000.safetensors", pieces, part_bytes=90, tick=lambda: ticks.append(1))
+    parts = parts_of(tmp_path / "rank-00000.safetensors")
+    assert len(parts) == len(ticks) == 3
+    files = PieceFiles(parts)
+    assert all(torch.equal(files.read(name, 0, 10), tensor) for name, tensor in tensors.items())
+    parts[-1].unlink()
+    with pytest.raises(ValueError, match=r"lacks rank-00000.part-0002.safetensors"):
+        parts_of(tmp_path / "rank-00000.safetensors")

@@ -45,7 +45,7 @@ def test_on_a_cpu_nothing_needs_a_gpu_even_where_the_file_says_so() -> None:
     assert (config["bf16"], config["data_types"]) == ({"enabled": False}, {"grad_accum_dtype": "fp32"})
 
 
-@pytest.mark.parametrize("name", ["zero3", "zero3_offload", "zero3_hpz"])
+@pytest.mark.parametrize("name", ["zero3", "zero3_offload"])
 @pytest.mark.parametrize("overrides", [[], ["model.dtype=bfloat16", "parallel.fp32_gradients=true"]])
 def test_shipped_files_resolve_to_the_last_key(name: str, overrides: list[str]) -> None:
     """Locks out an "auto" that reaches DeepSpeed, which takes it for a number or for true."""

@@ -20,14 +20,19 @@ from lrscale.stages.update import Row
 from tests.unit.latent.tiny_models import live_policy
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> tuple[Path, SingleEngine, list[Row]]:
-    """A run directory, the engine that failed in it, and four finite rows with latents."""
-    policy = live_policy(dtype=torch.float32)
+@pytest.fixture(params=["float32", "bfloat16"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, SingleEngine, list[Row]]:
+    """A run directory, the engine that failed in it, and four finite rows with latents.
+
+    Narrow weights too: their gradients stand elsewhere, and most of what overflows is narrow.
+    """
+    policy = live_policy(dtype=getattr(torch, request.param))
     policy.save_pretrained(tmp_path / "model")
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    recipe = Recipe.model_validate({"model": {"path": str(tmp_path / "model"), "device": "cpu"}})
+    recipe = Recipe.model_validate(
+        {"model": {"path": str(tmp_path / "model"), "device": "cpu", "dtype": request.param}}
+    )
     (run_dir / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
     prompts = [[*policy.encode(f"row {index} "), *policy.marker_ids(2)] for index in range(4)]
     rollouts = policy.generate(prompts, max_new_tokens=10, seed=1)

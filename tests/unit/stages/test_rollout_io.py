@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lrscale.records import Prompt, RolloutGroup, Score, ScoreFailed
-from lrscale.stages.rollout_io import load_rollouts, read_json_lines, save_groups, segments, write_whole
+from lrscale.stages.rollout_io import json_lines, load_rollouts, read_json_lines, save_groups, segments, write_whole
 from tests.unit.latent.tiny_models import live_policy
 
 
@@ -59,3 +59,10 @@ def test_a_file_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="disk full"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_texts_with_other_line_ends_stay_whole(tmp_path):
+    """Locks out an undamaged file that is called damaged: splitlines cuts at more than line feeds."""
+    entry = {"text": "one\u2028two\u0085three"}
+    (tmp_path / "lines.jsonl").write_bytes(json_lines([entry, entry]))
+    assert read_json_lines(tmp_path / "lines.jsonl") == [entry, entry]
