@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
+from lrscale.latent.backbone import Backbone
 from tests.unit.latent.plain_loop import plain_expand, plain_logprobs
 from tests.unit.latent.tiny_models import ARCHITECTURES, live_policy, padded, random_rows
 
@@ -90,18 +93,26 @@ def test_base_gradients_of_replay_equal_the_plain_loop(policy, checkpointing):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_float32_stays_close_to_the_plain_loop(architecture):
+def test_float32_is_as_near_to_the_truth_as_the_plain_loop(architecture):
+    """The truth is the plain loop in float64. A random latent chain magnifies rounding, differently on every processor:
+    where the plain loop in float32 itself goes astray, three times its error is allowed."""
     policy = live_policy(architecture, torch.float32)
+    wide = copy.deepcopy(policy).double()
+    wide.backbone = Backbone(wide.model)
     rows = random_rows(policy, SPANS, 24)
     ids, mask = padded(rows, "right")
     with torch.no_grad():
         expanded = policy.expand(ids, mask)
         replayed = policy.replay(ids, mask, expanded.latents)
         for row, values in enumerate(rows):
-            logits, _ = plain_expand(policy, values)
-            scale = logits.abs().max()
+            truth, _ = plain_expand(wide, values)
+
+            def error(logits, truth=truth):
+                return float((logits.double() - truth).abs().max() / truth.abs().max())
+
+            allowed = max(1e-4, 3 * error(plain_expand(policy, values)[0]))
             for out in (expanded, replayed):
-                assert (out.logits_BTV[row, : len(values)] - logits).abs().max() / scale < 1e-4
+                assert error(out.logits_BTV[row, : len(values)]) < allowed
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen3"])
