@@ -30,7 +30,7 @@ if [[ -f ${1:?usage: sbatch slurm/train.sh RUN_DIR, or a RECIPE with options of 
     run=$(cd -- "$1" && pwd)
 else
     python=$(command -v python || command -v python3)
-    run=$("$python" -m lrscale launch "$@" --nodes "$SLURM_JOB_NUM_NODES" --dry-run) || exit
+    run=$("$python" -m lrscale launch "$@" --nodes "$SLURM_JOB_NUM_NODES" --in-job) || exit
     run=$(cd -- "$run" && pwd)
     ((restarts)) || printf '{"job_id": %d, "submitted": %d, "nodes": %d, "sbatch": null}\n' \
         "$SLURM_JOB_ID" "$(seconds)" "$SLURM_JOB_NUM_NODES" >>"$run/jobs.jsonl"
@@ -157,8 +157,8 @@ done
 # --- The ranks: one task a node, which starts those of its node.
 export SLURM_EXPORT_ENV=ALL LRSCALE_RUN_DIR=$run LRSCALE_ATTEMPT=$number
 cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
-task=(srun --kill-on-bad-exit=1 --ntasks-per-node=1 --cpus-per-task="$cpus")
-train=("${task[@]}" --nodes="$nodes" --ntasks="$nodes" "${container_flags[@]}" "$share/launchers/node.sh" "$run" "$number")
+train=(srun --kill-on-bad-exit=1 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$cpus"
+    "${container_flags[@]}" bash "$share/launchers/node.sh" "$run" "$number")
 echo "job $SLURM_JOB_ID, attempt $number on ${hosts[*]}, port $port"
 if ((preflight)); then
     unfit_before=$(unfit)
@@ -170,7 +170,7 @@ if ((preflight)); then
     fi
 fi
 if ((${#role_names[@]})); then
-    "$share/slurm/split.sh" "$run" "$number" "${hosts[0]}" "$port" &
+    bash "$share/slurm/split.sh" "$run" "$number" "${hosts[0]}" "$port" &
 else
     "${train[@]}" worker "${hosts[0]}" "$port" &
 fi

@@ -188,7 +188,14 @@ def bad_nodes(run_dir: Path) -> list[str]:
 
 @contextmanager
 def _submitting(run_dir: Path) -> Iterator[None]:
-    with (run_dir / ".submit").open("a", encoding="utf-8") as file:
+    """One launch at a time."""
+    path = run_dir / ".submit"
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror}"
+        raise LaunchError(message, code=ExitCode.PREFLIGHT, help="make room or rights there") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
