@@ -34,15 +34,14 @@ def status(
     import time
 
     from lrscale.launch import overview, runs
-    from lrscale.launch.status import ACTIVE, Cluster, exit_code_of, status_of
+    from lrscale.launch.status import ACTIVE, exit_code_of, status_of, statuses_of
 
     if run is not None:
         found = status_of(runs.find_run(run, runs_dir))
         typer.echo(json.dumps(found.to_json()) if as_json else overview.described(found))
         raise typer.Exit(exit_code_of([found]))
-    cluster, since = Cluster(), time.time() - _RECENT_S
-    paths = runs.all_runs(runs_dir)
-    statuses = [status_of(path, cluster) for path in paths]
+    since = time.time() - _RECENT_S
+    statuses = statuses_of(runs.all_runs(runs_dir))
     shown = [one for one in statuses if one.state in ACTIVE or runs.touched(one.path) > since]
     _print_table(shown, runs_dir, as_json=as_json)
     if len(shown) < len(statuses) and not as_json:
@@ -54,10 +53,9 @@ def status(
 def list_runs(runs_dir: RunsDir = _RUNS, as_json: AsJson = False) -> None:
     """All runs of a folder, the one that was written to last first."""
     from lrscale.launch.runs import all_runs
-    from lrscale.launch.status import Cluster, exit_code_of, status_of
+    from lrscale.launch.status import exit_code_of, statuses_of
 
-    cluster = Cluster()
-    statuses = [status_of(path, cluster) for path in all_runs(runs_dir)]
+    statuses = statuses_of(all_runs(runs_dir))
     _print_table(statuses, runs_dir, as_json=as_json)
     raise typer.Exit(exit_code_of(statuses))
 

@@ -7,7 +7,8 @@ no job                                                a run on this machine: its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,7 @@ State = Literal[
 ACTIVE: tuple[State, ...] = ("queued", "running", "draining", "waiting for requeue")
 _SETTLED: tuple[State, ...] = ("finished", "failed", "cancelled", "stopped")
 _READ_BYTES = 4 << 20
+_AT_A_TIME = 8
 _IN_QUEUE = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED")
 
 
@@ -109,6 +111,13 @@ def status_of(run_dir: Path, cluster: Cluster | None = None) -> RunStatus:
     if found.state == "failed" and found.failure is None and found.attempt is not None:
         return replace(found, error=_first_error(run_dir / "attempts" / str(found.attempt)))
     return found
+
+
+def statuses_of(run_dirs: Sequence[Path]) -> list[RunStatus]:
+    """Of many runs, in their order; several questions to SLURM are under way at a time."""
+    cluster = Cluster()
+    with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
+        return list(pool.map(lambda run_dir: status_of(run_dir, cluster), run_dirs))
 
 
 def _first_error(attempt: Path) -> str:
