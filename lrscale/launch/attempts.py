@@ -19,6 +19,7 @@ from typing import Any
 
 from lrscale.config.diagnosis import Check, failed
 
+JOBS = "jobs.jsonl"
 DRAIN = "drain"
 _PEER_CODES = (0, 130)
 """Exit codes of ranks that were done, or ended by somebody else."""
@@ -115,7 +116,7 @@ def failed_checks(attempt: Attempt) -> list[Check]:
 
 def submitted_jobs(run_dir: Path) -> list[Mapping[str, Any]]:
     """Lines of jobs.jsonl, the newest last; jobs that were submitted by hand are known by the attempts they made."""
-    path = run_dir / "jobs.jsonl"
+    path = run_dir / JOBS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     jobs: list[Mapping[str, Any]] = [
         job for job in map(_object, lines) if job is not None and isinstance(job.get("job_id"), int)

@@ -143,7 +143,7 @@ def _status(run_dir: Path, cluster: Cluster | None) -> RunStatus:
     if done is not None:
         job_id = attempt.job_id if attempt else None
         return replace(known, state="finished", since=done.get("finished"), job_id=job_id, failure=None, preflight=())
-    if jobs:
+    if jobs and not _local_since(attempt, jobs[-1]):
         return _of_job(known, attempt, jobs[-1], cluster or Cluster())
     return _without_slurm(known, attempt)
 
@@ -151,6 +151,14 @@ def _status(run_dir: Path, cluster: Cluster | None) -> RunStatus:
 def exit_code_of(statuses: list[RunStatus]) -> int:
     """75 where SLURM had to be asked and did not answer."""
     return ExitCode.TRY_LATER if any(status.unanswered for status in statuses) else ExitCode.OK
+
+
+def _local_since(attempt: Attempt | None, submission: Mapping[str, Any]) -> bool:
+    """Whether a run that had jobs was gone on with on a machine of its own."""
+    if attempt is None or attempt.job_id is not None:
+        return False
+    began = attempt.started or attempt.folder.stat().st_mtime
+    return began > (submission.get("submitted") or 0.0)
 
 
 def _of_job(known: RunStatus, attempt: Attempt | None, submission: Mapping[str, Any], cluster: Cluster) -> RunStatus:

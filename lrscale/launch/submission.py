@@ -10,21 +10,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lrscale.config.load import LoadedRecipe
 from lrscale.config.recipe import Recipe
 from lrscale.config.shipped import shared_folder
 from lrscale.launch import slurm
+from lrscale.launch.attempts import JOBS, submitted_jobs
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.job import dims_of, job_files
 from lrscale.launch.job_env import job_env
 from lrscale.plan.memory import gather, whole_copy_gib
 from lrscale.plan.topology import collective_timeout_s, topology
-
-JOBS = "jobs.jsonl"
-"""A line a submission: {"job_id", "submitted", "nodes", "sbatch"}."""
 
 
 def settled(loaded: LoadedRecipe) -> LoadedRecipe:
@@ -106,45 +104,13 @@ def require_secrets(loaded: LoadedRecipe) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """A line of jobs.jsonl."""
-
-    job_id: int
-    submitted: float
-    nodes: int
-    sbatch: tuple[str, ...] | None
-    """The command line; None for a job that somebody submitted by hand."""
-
-
-def jobs_of(run_dir: Path) -> list[Submitted]:
-    """The jobs of a run, oldest first; a damaged line is left out."""
-    try:
-        lines = (run_dir / JOBS).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    jobs = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            sbatch = entry.get("sbatch")
-            jobs.append(
-                Submitted(
-                    int(entry["job_id"]), float(entry["submitted"]), int(entry["nodes"]), sbatch and tuple(sbatch)
-                )
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return jobs
-
-
 def require_no_job(run_dir: Path) -> None:
     """Raises LaunchError (75) while a job of the run waits or runs, or while SLURM cannot say."""
-    jobs = jobs_of(run_dir)
+    jobs = submitted_jobs(run_dir)
     if not jobs or (run_dir / "done.json").is_file():
         return
     for submitted in jobs[-3:]:
-        job = slurm.find_job(submitted.job_id)
+        job = slurm.find_job(int(submitted["job_id"]))
         if job is not None and not job.over:
             raise LaunchError(
                 f"{run_dir} has a job already: {job.job_id} ({job.state})",

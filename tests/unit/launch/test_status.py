@@ -236,6 +236,16 @@ def test_runs_without_slurm_are_told_by_lock_and_exit(folder: RunFolder) -> None
     assert (status_of(folder.path).state, status_of(folder.path).reason) == ("failed", "OSError: full")
 
 
+def test_a_run_that_went_on_without_slurm_is_told_by_that(folder: RunFolder) -> None:
+    """Locks out the state of last week's job for a run that was finished on a workstation."""
+    folder.submitted(7)
+    folder.began(1, 7, end={"state": "stopped", "reason": "on request", "ended": NOW})
+    folder.began(2, exit={"code": 6, "reason": "OSError: full", "started": NOW + 60, "ended": NOW + 90})
+    assert status_of(folder.path, KnownJob()).reason == "OSError: full"
+    folder.write("attempts/2/exit.json", {"code": 6, "reason": "x", "started": NOW - 500, "ended": NOW - 400})
+    assert status_of(folder.path, KnownJob(job("PENDING"))).state == "queued"
+
+
 def test_every_status_is_json(folder: RunFolder) -> None:
     folder.submitted(7)
     folder.began(1, 7, exit={"code": 6, "reason": "x", "ended": NOW})
