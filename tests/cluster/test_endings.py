@@ -122,7 +122,7 @@ def test_the_first_role_to_end_ends_the_job_by_name(scripted: Scripted) -> None:
     roles = "[{name: judge, nodes: 1, command: sleep 600}, {name: rollout, nodes: 1, command: 'echo bye; exit 7'}]"
     run = scripted.start("roles", RUNS, f"cluster.split.roles={roles}")
     assert run.end()["state"] == "failed" and "the role rollout ended" in run.end()["reason"]
-    assert (run.attempt() / "role-rollout.log").read_text().startswith("bye\n")
+    assert "bye\n" in (run.attempt() / "role-rollout.log").read_text()
     assert "the role rollout ended first (exit code 7)" in (run.attempt() / "slurm.log").read_text()
     assert len(read_json(run.attempt() / "job.json")["nodes"]) == 4
 
