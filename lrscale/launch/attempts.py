@@ -127,6 +127,15 @@ def submitted_jobs(run_dir: Path) -> list[Mapping[str, Any]]:
     return jobs
 
 
+def unfit_nodes(run_dir: Path) -> dict[str, str]:
+    """Nodes that a preflight has found unfit, with the reasons: `NAME reason` a line of bad_nodes.txt."""
+    try:
+        lines = (run_dir / "bad_nodes.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {name: reason for name, _, reason in (line.strip().partition(" ") for line in lines) if name}
+
+
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Whoever has, or had, the run's lock."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from lrscale.launch.attempts import (
     lock_holder,
     read_object,
     submitted_jobs,
+    unfit_nodes,
 )
 from lrscale.launch.errors import ExitCode
 from lrscale.launch.logged_errors import find_errors
@@ -74,6 +75,8 @@ class RunStatus:
     """Where a run failed and no rank could say why: the first error in the logs of its nodes."""
     preflight: tuple[Check, ...] = ()
     """What failed in the preflight of this attempt."""
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that are left out, and why."""
     unanswered: str = ""
     """Why SLURM could not be asked: the state is then what the folder tells."""
 
@@ -136,6 +139,7 @@ def _status(run_dir: Path, cluster: Cluster | None) -> RunStatus:
         progress=read_progress(run_dir),
         checkpoint=last_checkpoint(run_dir),
         failure=failure,
+        unfit=unfit_nodes(run_dir),
         preflight=tuple(failed_checks(attempt)) if attempt is not None else (),
     )
     jobs = submitted_jobs(run_dir)

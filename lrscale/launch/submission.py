@@ -17,7 +17,7 @@ from lrscale.config.load import LoadedRecipe
 from lrscale.config.recipe import Recipe
 from lrscale.config.shipped import shared_folder
 from lrscale.launch import slurm
-from lrscale.launch.attempts import JOBS, submitted_jobs
+from lrscale.launch.attempts import JOBS, submitted_jobs, unfit_nodes
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.job import dims_of, job_files
 from lrscale.launch.job_env import job_env
@@ -45,7 +45,7 @@ def sbatch_command(recipe: Recipe, run_dir: Path) -> list[str]:
     command = ["sbatch", f"--job-name={recipe.name}", f"--output={log}", "--open-mode=append", "--export=ALL"]
     command += ["--requeue", f"--signal=B:USR2@{cluster.drain_s}", *_resources(recipe, nodes)]
     command += [f"--time={cluster.time_limit}"] if cluster.time_limit else []
-    excluded = [*cluster.exclude, *bad_nodes(run_dir)]
+    excluded = [*cluster.exclude, *unfit_nodes(run_dir)]
     command += [f"--exclude={','.join(dict.fromkeys(excluded))}"] if excluded else []
     command += cluster.sbatch_flags
     if cluster.split.heterogeneous:
@@ -105,12 +105,18 @@ def require_secrets(loaded: LoadedRecipe) -> None:
 
 
 def require_no_job(run_dir: Path) -> None:
-    """Raises LaunchError (75) while a job of the run waits or runs, or while SLURM cannot say."""
+    """Raises LaunchError (75) while a job of the run waits or runs, or while SLURM cannot say.
+
+    A run that was copied to a machine without SLURM has none there.
+    """
     jobs = submitted_jobs(run_dir)
     if not jobs or (run_dir / "done.json").is_file():
         return
     for submitted in jobs[-3:]:
-        job = slurm.find_job(int(submitted["job_id"]))
+        try:
+            job = slurm.find_job(int(submitted["job_id"]))
+        except slurm.NoSlurm:
+            return
         if job is not None and not job.over:
             raise LaunchError(
                 f"{run_dir} has a job already: {job.job_id} ({job.state})",
@@ -141,15 +147,6 @@ def submit(recipe: Recipe, run_dir: Path, command: Sequence[str]) -> int:
                 help=f"make room, then: scancel {job_id} and launch again",
             ) from error
     return job_id
-
-
-def bad_nodes(run_dir: Path) -> list[str]:
-    """Nodes that a preflight found unfit: `NAME reason` a line of bad_nodes.txt."""
-    try:
-        lines = (run_dir / "bad_nodes.txt").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.split()))
 
 
 @contextmanager

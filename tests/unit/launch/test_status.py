@@ -91,6 +91,15 @@ def test_a_failed_preflight_says_where_and_what_to_do(folder: RunFolder) -> None
     assert "node2: GPU 3: 2 errors" in described(found) and "help: report the GPU" in described(found)
 
 
+def test_nodes_that_are_left_out_are_told(folder: RunFolder) -> None:
+    """Locks out a job that waits for ever on a small cluster, and nobody remembers why."""
+    folder.submitted(7)
+    folder.write("bad_nodes.txt", "node2 ECC: GPU 3: 2 errors; needed none\n\n")
+    found = status_of(folder.path, KnownJob(job("PENDING", "ReqNodeNotAvail,_UnavailableNodes:node2")))
+    assert found.unfit == {"node2": "ECC: GPU 3: 2 errors; needed none"}
+    assert "left out: node2 (ECC: GPU 3: 2 errors)" in described(found)
+
+
 def test_half_a_line_at_the_end_of_the_metrics_is_no_step(folder: RunFolder) -> None:
     folder.metrics({"stage": "rl", "arm": "latent", "step": 1, "reward_mean": 0.5, "step_s": 1.0})
     with (folder.path / "metrics.jsonl").open("a") as file:
