@@ -16,6 +16,7 @@
 # shellcheck disable=SC2154 # job.env sets: python, share, nodes, job_nodes, max_restarts, preflight, roles, container
 set -uo pipefail
 
+trap : USR2 # until there is a folder to say it in
 restarts=${SLURM_RESTART_COUNT:-0}
 seconds() { date +%s; }
 
