@@ -17,6 +17,7 @@
 set -uo pipefail
 
 trap : USR2 # until there is a folder to say it in
+unset CDPATH
 restarts=${SLURM_RESTART_COUNT:-0}
 seconds() { date +%s; }
 
@@ -69,7 +70,9 @@ saved() {
 # REASON STATE-OTHERWISE: back into the queue, within the budget and only if this attempt has saved something.
 requeue() {
     trap '' TERM # that is how SLURM ends this attempt of the job
-    if ((restarts >= max_restarts)); then
+    if grep -qsx stop "$attempt/drain"; then
+        finish stopped "stopped on request, after: $1" 6
+    elif ((restarts >= max_restarts)); then
         finish stopped "$1; not restarted, for it was $restarts times already (cluster.max_restarts)" 6
     elif [[ $(saved) == "$saved_before" ]]; then
         finish "$2" "$1; not restarted, for this attempt made no checkpoint" 6
@@ -150,8 +153,8 @@ fi
 # --- A port for the ranks to meet at: of this job and attempt, below what systems hand out by themselves, and free.
 # This script runs on the first node, and so does the main rank.
 port=$((20000 + (SLURM_JOB_ID + 100 * restarts) % 10000))
-until python3 -c "import socket; socket.socket().bind(('', $port))" 2>/dev/null; do
-    command -v python3 >/dev/null || break
+for _ in {1..100}; do
+    python3 -c "import socket; socket.socket().bind(('', $port))" 2>/dev/null && break
     port=$((20000 + (port - 20000 + 1) % 10000))
 done
 
