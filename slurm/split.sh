@@ -29,7 +29,7 @@ place() {
 
 declare -A name_of
 place 0 0 "$nodes"
-srun "${where[@]}" "${container_flags[@]}" "$share/launchers/node.sh" "$run" "$attempt" worker "$host" "$port" &
+srun "${where[@]}" "${container_flags[@]}" bash "$share/launchers/node.sh" "$run" "$attempt" worker "$host" "$port" &
 name_of[$!]=train
 first=$nodes
 for index in "${!role_names[@]}"; do

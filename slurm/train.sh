@@ -16,6 +16,8 @@
 # shellcheck disable=SC2154 # job.env sets: python, share, nodes, job_nodes, max_restarts, preflight, roles, container
 set -uo pipefail
 
+trap : USR2 # until there is a folder to say it in
+unset CDPATH
 restarts=${SLURM_RESTART_COUNT:-0}
 seconds() { date +%s; }
 
@@ -30,7 +32,7 @@ if [[ -f ${1:?usage: sbatch slurm/train.sh RUN_DIR, or a RECIPE with options of 
     run=$(cd -- "$1" && pwd)
 else
     python=$(command -v python || command -v python3)
-    run=$("$python" -m lrscale launch "$@" --nodes "$SLURM_JOB_NUM_NODES" --dry-run) || exit
+    run=$("$python" -m lrscale launch "$@" --nodes "$SLURM_JOB_NUM_NODES" --in-job) || exit
     run=$(cd -- "$run" && pwd)
     ((restarts)) || printf '{"job_id": %d, "submitted": %d, "nodes": %d, "sbatch": null}\n' \
         "$SLURM_JOB_ID" "$(seconds)" "$SLURM_JOB_NUM_NODES" >>"$run/jobs.jsonl"
@@ -68,7 +70,9 @@ saved() {
 # REASON STATE-OTHERWISE: back into the queue, within the budget and only if this attempt has saved something.
 requeue() {
     trap '' TERM # that is how SLURM ends this attempt of the job
-    if ((restarts >= max_restarts)); then
+    if grep -qsx stop "$attempt/drain"; then
+        finish stopped "stopped on request, after: $1" 6
+    elif ((restarts >= max_restarts)); then
         finish stopped "$1; not restarted, for it was $restarts times already (cluster.max_restarts)" 6
     elif [[ $(saved) == "$saved_before" ]]; then
         finish "$2" "$1; not restarted, for this attempt made no checkpoint" 6
@@ -149,16 +153,16 @@ fi
 # --- A port for the ranks to meet at: of this job and attempt, below what systems hand out by themselves, and free.
 # This script runs on the first node, and so does the main rank.
 port=$((20000 + (SLURM_JOB_ID + 100 * restarts) % 10000))
-until python3 -c "import socket; socket.socket().bind(('', $port))" 2>/dev/null; do
-    command -v python3 >/dev/null || break
+for _ in {1..100}; do
+    python3 -c "import socket; socket.socket().bind(('', $port))" 2>/dev/null && break
     port=$((20000 + (port - 20000 + 1) % 10000))
 done
 
 # --- The ranks: one task a node, which starts those of its node.
 export SLURM_EXPORT_ENV=ALL LRSCALE_RUN_DIR=$run LRSCALE_ATTEMPT=$number
 cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
-task=(srun --kill-on-bad-exit=1 --ntasks-per-node=1 --cpus-per-task="$cpus")
-train=("${task[@]}" --nodes="$nodes" --ntasks="$nodes" "${container_flags[@]}" "$share/launchers/node.sh" "$run" "$number")
+train=(srun --kill-on-bad-exit=1 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$cpus"
+    "${container_flags[@]}" bash "$share/launchers/node.sh" "$run" "$number")
 echo "job $SLURM_JOB_ID, attempt $number on ${hosts[*]}, port $port"
 if ((preflight)); then
     unfit_before=$(unfit)
@@ -170,7 +174,7 @@ if ((preflight)); then
     fi
 fi
 if ((${#role_names[@]})); then
-    "$share/slurm/split.sh" "$run" "$number" "${hosts[0]}" "$port" &
+    bash "$share/slurm/split.sh" "$run" "$number" "${hosts[0]}" "$port" &
 else
     "${train[@]}" worker "${hosts[0]}" "$port" &
 fi

@@ -29,9 +29,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout.")] = False,
     config_home: ConfigHome = CONFIG_HOME,
 ) -> None:
-    """Look for what would make a run fail: cluster, plan, folders, model, data, tokenizer, reward.
+    """Look for what would make a run fail.
 
-    The nodes themselves are looked at by the first step of the job. Exit code 4 if something failed.
+    Cluster, plan, folders, installation, model, data, tokenizer, reward. The nodes themselves are looked at by the first step of the job. Exit code 4 if something failed.
     """
     from lrscale.config.cluster_file import FILE
     from lrscale.config.diagnosis import described, failed

@@ -46,6 +46,7 @@ def launch(
     test_only: Annotated[bool, typer.Option("--test-only", help="Ask SLURM when the job could start.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Submit, then show the logs until it ends.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout.")] = False,
+    in_job: Annotated[bool, typer.Option("--in-job", hidden=True, help="What slurm/train.sh says.")] = False,
     config_home: ConfigHome = CONFIG_HOME,
 ) -> None:
     """Start a run, or go on with it.
@@ -62,11 +63,14 @@ def launch(
         recipes or (),
         [*(overrides or []), *([f"name={json.dumps(name)}"] if name is not None else [])],
         list(slurm_options(nodes, partition, time)),
-        slurm=True if asked and on_slurm is None else on_slurm,
+        slurm=True if (asked or in_job) and on_slurm is None else on_slurm,
         cluster_file=config_home.expanduser() / FILE,
     )
     if loaded.slurm:
-        submit_run(loaded, runs_dir, dry_run=dry_run, test_only=test_only, follow=follow, as_json=as_json)
+        dry_run = dry_run or in_job
+        submit_run(
+            loaded, runs_dir, dry_run=dry_run, test_only=test_only, follow=follow, as_json=as_json, in_job=in_job
+        )
     else:
         run_here(loaded, runs_dir, dry_run=dry_run, as_json=as_json)
 
@@ -113,13 +117,14 @@ def submit_run(
     test_only: bool = False,
     follow: bool = False,
     as_json: bool = False,
+    in_job: bool = False,
 ) -> None:
     """Submit a run to SLURM; `follow` shows its logs until it ends."""
     import shlex
 
     from lrscale.launch import on_slurm, rundir, slurm, submission
 
-    planned = on_slurm.plan(loaded, runs_dir, dry=dry_run, say=say)
+    planned = on_slurm.plan(loaded, runs_dir, dry=dry_run, say=say, in_job=in_job)
     run = on_slurm.write(planned, runs_dir, sys.argv[1:], dry=dry_run or test_only)
     say("\n  ".join([rundir.describe(run, dry=dry_run or test_only), *planned.lines, shlex.join(planned.command)]))
     told = {"run_dir": str(run.path), "job_id": None, **planned.values, "sbatch": planned.command}

@@ -30,19 +30,21 @@ def status(
     runs_dir: RunsDir = _RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Where a run stands; without RUN, all that go on or were touched within a week."""
+    """Where runs stand: state, step, reward, time to go.
+
+    Without RUN, all that go on or were touched within a week. Exit code 75 if SLURM had to be asked and did not answer.
+    """
     import time
 
     from lrscale.launch import overview, runs
-    from lrscale.launch.status import ACTIVE, Cluster, exit_code_of, status_of
+    from lrscale.launch.status import ACTIVE, exit_code_of, status_of, statuses_of
 
     if run is not None:
         found = status_of(runs.find_run(run, runs_dir))
         typer.echo(json.dumps(found.to_json()) if as_json else overview.described(found))
         raise typer.Exit(exit_code_of([found]))
-    cluster, since = Cluster(), time.time() - _RECENT_S
-    paths = runs.all_runs(runs_dir)
-    statuses = [status_of(path, cluster) for path in paths]
+    since = time.time() - _RECENT_S
+    statuses = statuses_of(runs.all_runs(runs_dir))
     shown = [one for one in statuses if one.state in ACTIVE or runs.touched(one.path) > since]
     _print_table(shown, runs_dir, as_json=as_json)
     if len(shown) < len(statuses) and not as_json:
@@ -52,12 +54,11 @@ def status(
 
 @app.command("list")
 def list_runs(runs_dir: RunsDir = _RUNS, as_json: AsJson = False) -> None:
-    """All runs of a folder, the one that was written to last first."""
+    """All runs of a folder, the newest first."""
     from lrscale.launch.runs import all_runs
-    from lrscale.launch.status import Cluster, exit_code_of, status_of
+    from lrscale.launch.status import exit_code_of, statuses_of
 
-    cluster = Cluster()
-    statuses = [status_of(path, cluster) for path in all_runs(runs_dir)]
+    statuses = statuses_of(all_runs(runs_dir))
     _print_table(statuses, runs_dir, as_json=as_json)
     raise typer.Exit(exit_code_of(statuses))
 
@@ -73,7 +74,10 @@ def logs(
     runs_dir: RunsDir = _RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """The logs of a run: batch script and main rank, or the one asked for."""
+    """The logs of a run, or only the errors in them.
+
+    Those of the batch script and the main rank, unless --rank names another one; --errors reads them all.
+    """
     from lrscale.launch import logs as files
     from lrscale.launch.errors import ExitCode, LaunchError
     from lrscale.launch.runs import find_run
@@ -118,7 +122,10 @@ def stop(
     runs_dir: RunsDir = _RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a run to save a checkpoint and end; `lrscale resume` goes on from there."""
+    """Ask a run to save a checkpoint and end.
+
+    It does so after the step at hand, and does not go back into the queue; `lrscale resume` goes on from there.
+    """
     from lrscale.launch import overview
     from lrscale.launch.drain import stop as ask_to_stop
     from lrscale.launch.drain import wait_for_end
@@ -145,7 +152,10 @@ def resume(
     runs_dir: RunsDir = _RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run from its last checkpoint: submitted again if it ran on SLURM, else on this machine."""
+    """Go on with a run from its last checkpoint.
+
+    Submitted again if it ran on SLURM or an option of SLURM is given, else on this machine.
+    """
     from lrscale.cli.launching import run_here, slurm_options, submit_run
     from lrscale.config.load import load_recipe
     from lrscale.launch.attempts import submitted_jobs

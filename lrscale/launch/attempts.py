@@ -19,6 +19,7 @@ from typing import Any
 
 from lrscale.config.diagnosis import Check, failed
 
+JOBS = "jobs.jsonl"
 DRAIN = "drain"
 _PEER_CODES = (0, 130)
 """Exit codes of ranks that were done, or ended by somebody else."""
@@ -115,7 +116,7 @@ def failed_checks(attempt: Attempt) -> list[Check]:
 
 def submitted_jobs(run_dir: Path) -> list[Mapping[str, Any]]:
     """Lines of jobs.jsonl, the newest last; jobs that were submitted by hand are known by the attempts they made."""
-    path = run_dir / "jobs.jsonl"
+    path = run_dir / JOBS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     jobs: list[Mapping[str, Any]] = [
         job for job in map(_object, lines) if job is not None and isinstance(job.get("job_id"), int)
@@ -124,6 +125,15 @@ def submitted_jobs(run_dir: Path) -> list[Mapping[str, Any]]:
     if latest is not None and latest.job_id is not None and latest.job_id not in [job["job_id"] for job in jobs]:
         jobs.append({"job_id": latest.job_id, "submitted": None, "nodes": len(latest.nodes), "sbatch": None})
     return jobs
+
+
+def unfit_nodes(run_dir: Path) -> dict[str, str]:
+    """Nodes that a preflight has found unfit, with the reasons: `NAME reason` a line of bad_nodes.txt."""
+    try:
+        lines = (run_dir / "bad_nodes.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {name: reason for name, _, reason in (line.strip().partition(" ") for line in lines) if name}
 
 
 @dataclass(frozen=True, slots=True)

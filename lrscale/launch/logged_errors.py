@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 _KIND = re.compile(r"^(?:error|[\w.]*(?:Error|Exception|Interrupt|Warning)): ")
 _ECHO = re.compile(
     r"PeerError|Connection closed by peer|Connection reset by peer|Broken pipe|out of reach"
-    r"|Exited with exit code|CANCELLED AT \S+ \*\*\*"
+    r"|Exited with exit code|: tasks? \S+: (?:Terminated|Killed)|CANCELLED AT \S+ \*\*\*"
 )
 """Words of ranks, and of SLURM, about the end of another one."""
 _ORDINARY = "DUE TO JOB REQUEUE"

@@ -40,7 +40,9 @@ class Planned:
     """The plan in numbers."""
 
 
-def plan(loaded: LoadedRecipe, runs_dir: Path, *, dry: bool, say: Callable[[str], None]) -> Planned:
+def plan(
+    loaded: LoadedRecipe, runs_dir: Path, *, dry: bool, say: Callable[[str], None], in_job: bool = False
+) -> Planned:
     """Check a recipe against itself and the cluster; nothing is written.
 
     Args:
@@ -48,6 +50,7 @@ def plan(loaded: LoadedRecipe, runs_dir: Path, *, dry: bool, say: Callable[[str]
         runs_dir: Where its run directory will lie.
         dry: Do without SLURM where there is none, and without secrets.
         say: Takes lines for people.
+        in_job: A job that somebody submitted by hand asks: it runs, so the cluster's limits do not matter any more.
 
     Raises:
         RecipeError: it is beyond the cluster's limits, or does not divide over its ranks.
@@ -57,9 +60,10 @@ def plan(loaded: LoadedRecipe, runs_dir: Path, *, dry: bool, say: Callable[[str]
     recipe, dims = loaded.recipe, dims_of(loaded.recipe.model.path)
     memory = memory_plan(recipe, dims) if dims is not None else None
     require_sound(loaded, memory)
-    _check_cluster(loaded, memory, dry=dry, say=say)
+    if not in_job:
+        _check_cluster(loaded, memory, dry=dry, say=say)
     batch = _batch(loaded)
-    if not dry:
+    if in_job or not dry:
         require_secrets(loaded)
     run_dir = (runs_dir / recipe.name).absolute()
     return Planned(

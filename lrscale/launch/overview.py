@@ -95,6 +95,9 @@ def _place(status: RunStatus, now: float) -> Iterator[str]:
         words += [f"time limit in {_span(status.ends - now)}"]
     if words:
         yield ", ".join(words).replace(", on ", " on ", 1)
+    if status.unfit and status.state != "finished":
+        left_out = "; ".join(f"{node} ({reason.partition(';')[0]})" for node, reason in status.unfit.items())
+        yield f"left out: {left_out}; a line taken out of bad_nodes.txt lets its node in again"
     if status.unanswered:
         yield f"{status.unanswered}: this is what the run directory tells"
 

@@ -7,8 +7,9 @@ no job                                                a run on this machine: its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from lrscale.launch.attempts import (
     lock_holder,
     read_object,
     submitted_jobs,
+    unfit_nodes,
 )
 from lrscale.launch.errors import ExitCode
 from lrscale.launch.logged_errors import find_errors
@@ -43,6 +45,7 @@ State = Literal[
 ACTIVE: tuple[State, ...] = ("queued", "running", "draining", "waiting for requeue")
 _SETTLED: tuple[State, ...] = ("finished", "failed", "cancelled", "stopped")
 _READ_BYTES = 4 << 20
+_AT_A_TIME = 8
 _IN_QUEUE = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED")
 
 
@@ -72,6 +75,8 @@ class RunStatus:
     """Where a run failed and no rank could say why: the first error in the logs of its nodes."""
     preflight: tuple[Check, ...] = ()
     """What failed in the preflight of this attempt."""
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that are left out, and why."""
     unanswered: str = ""
     """Why SLURM could not be asked: the state is then what the folder tells."""
 
@@ -111,6 +116,13 @@ def status_of(run_dir: Path, cluster: Cluster | None = None) -> RunStatus:
     return found
 
 
+def statuses_of(run_dirs: Sequence[Path]) -> list[RunStatus]:
+    """Of many runs, in their order; several questions to SLURM are under way at a time."""
+    cluster = Cluster()
+    with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
+        return list(pool.map(lambda run_dir: status_of(run_dir, cluster), run_dirs))
+
+
 def _first_error(attempt: Path) -> str:
     logs = [*sorted(attempt.glob("node-*.log")), attempt / "slurm.log"]
     small = [path for path in logs if path.is_file() and path.stat().st_size < _READ_BYTES]
@@ -127,6 +139,7 @@ def _status(run_dir: Path, cluster: Cluster | None) -> RunStatus:
         progress=read_progress(run_dir),
         checkpoint=last_checkpoint(run_dir),
         failure=failure,
+        unfit=unfit_nodes(run_dir),
         preflight=tuple(failed_checks(attempt)) if attempt is not None else (),
     )
     jobs = submitted_jobs(run_dir)
@@ -134,7 +147,7 @@ def _status(run_dir: Path, cluster: Cluster | None) -> RunStatus:
     if done is not None:
         job_id = attempt.job_id if attempt else None
         return replace(known, state="finished", since=done.get("finished"), job_id=job_id, failure=None, preflight=())
-    if jobs:
+    if jobs and not _local_since(attempt, jobs[-1]):
         return _of_job(known, attempt, jobs[-1], cluster or Cluster())
     return _without_slurm(known, attempt)
 
@@ -142,6 +155,14 @@ def _status(run_dir: Path, cluster: Cluster | None) -> RunStatus:
 def exit_code_of(statuses: list[RunStatus]) -> int:
     """75 where SLURM had to be asked and did not answer."""
     return ExitCode.TRY_LATER if any(status.unanswered for status in statuses) else ExitCode.OK
+
+
+def _local_since(attempt: Attempt | None, submission: Mapping[str, Any]) -> bool:
+    """Whether a run that had jobs was gone on with on a machine of its own."""
+    if attempt is None or attempt.job_id is not None:
+        return False
+    began = attempt.started or attempt.folder.stat().st_mtime
+    return began > (submission.get("submitted") or 0.0)
 
 
 def _of_job(known: RunStatus, attempt: Attempt | None, submission: Mapping[str, Any], cluster: Cluster) -> RunStatus:

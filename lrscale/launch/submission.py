@@ -10,21 +10,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lrscale.config.load import LoadedRecipe
 from lrscale.config.recipe import Recipe
 from lrscale.config.shipped import shared_folder
 from lrscale.launch import slurm
+from lrscale.launch.attempts import JOBS, submitted_jobs, unfit_nodes
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.job import dims_of, job_files
 from lrscale.launch.job_env import job_env
 from lrscale.plan.memory import gather, whole_copy_gib
 from lrscale.plan.topology import collective_timeout_s, topology
-
-JOBS = "jobs.jsonl"
-"""A line a submission: {"job_id", "submitted", "nodes", "sbatch"}."""
 
 
 def settled(loaded: LoadedRecipe) -> LoadedRecipe:
@@ -47,7 +45,7 @@ def sbatch_command(recipe: Recipe, run_dir: Path) -> list[str]:
     command = ["sbatch", f"--job-name={recipe.name}", f"--output={log}", "--open-mode=append", "--export=ALL"]
     command += ["--requeue", f"--signal=B:USR2@{cluster.drain_s}", *_resources(recipe, nodes)]
     command += [f"--time={cluster.time_limit}"] if cluster.time_limit else []
-    excluded = [*cluster.exclude, *bad_nodes(run_dir)]
+    excluded = [*cluster.exclude, *unfit_nodes(run_dir)]
     command += [f"--exclude={','.join(dict.fromkeys(excluded))}"] if excluded else []
     command += cluster.sbatch_flags
     if cluster.split.heterogeneous:
@@ -106,45 +104,19 @@ def require_secrets(loaded: LoadedRecipe) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """A line of jobs.jsonl."""
-
-    job_id: int
-    submitted: float
-    nodes: int
-    sbatch: tuple[str, ...] | None
-    """The command line; None for a job that somebody submitted by hand."""
-
-
-def jobs_of(run_dir: Path) -> list[Submitted]:
-    """The jobs of a run, oldest first; a damaged line is left out."""
-    try:
-        lines = (run_dir / JOBS).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    jobs = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            sbatch = entry.get("sbatch")
-            jobs.append(
-                Submitted(
-                    int(entry["job_id"]), float(entry["submitted"]), int(entry["nodes"]), sbatch and tuple(sbatch)
-                )
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return jobs
-
-
 def require_no_job(run_dir: Path) -> None:
-    """Raises LaunchError (75) while a job of the run waits or runs, or while SLURM cannot say."""
-    jobs = jobs_of(run_dir)
+    """Raises LaunchError (75) while a job of the run waits or runs, or while SLURM cannot say.
+
+    A run that was copied to a machine without SLURM has none there.
+    """
+    jobs = submitted_jobs(run_dir)
     if not jobs or (run_dir / "done.json").is_file():
         return
     for submitted in jobs[-3:]:
-        job = slurm.find_job(submitted.job_id)
+        try:
+            job = slurm.find_job(int(submitted["job_id"]))
+        except slurm.NoSlurm:
+            return
         if job is not None and not job.over:
             raise LaunchError(
                 f"{run_dir} has a job already: {job.job_id} ({job.state})",
@@ -177,18 +149,16 @@ def submit(recipe: Recipe, run_dir: Path, command: Sequence[str]) -> int:
     return job_id
 
 
-def bad_nodes(run_dir: Path) -> list[str]:
-    """Nodes that a preflight found unfit: `NAME reason` a line of bad_nodes.txt."""
-    try:
-        lines = (run_dir / "bad_nodes.txt").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.split()))
-
-
 @contextmanager
 def _submitting(run_dir: Path) -> Iterator[None]:
-    with (run_dir / ".submit").open("a", encoding="utf-8") as file:
+    """One launch at a time."""
+    path = run_dir / ".submit"
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror}"
+        raise LaunchError(message, code=ExitCode.PREFLIGHT, help="make room or rights there") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

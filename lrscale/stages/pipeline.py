@@ -45,6 +45,8 @@ def run_stages(parts: Parts) -> None:
         if not journal.is_done(arm):
             run_whole_arm(rl.ArmRun(parts, arm, journal, heldout, reference))
             journal.finish(arm)
+            if arm != parts.recipe.stages.rl.arms[-1]:
+                parts.drain.leave_if_asked(arm, parts.recipe.stages.rl.steps)
 
 
 def run_whole_arm(whole: rl.ArmRun) -> None:
@@ -54,7 +56,6 @@ def run_whole_arm(whole: rl.ArmRun) -> None:
     steps = parts.recipe.stages.rl.steps if rl.STAGE in run else 0
     state = journal.resume(arm)
     totals = rl.Totals(**(state or {}).get("totals", {}))
-    parts.drain.leave_if_asked(arm, (state or {}).get("step", 0))
     if state is None:
         journal.load_end_of(projector_sft.STAGE)
         parts.rollouts.load_weights(parts.engine.full_parameters(), version=0)
@@ -62,7 +63,8 @@ def run_whole_arm(whole: rl.ArmRun) -> None:
             evaluate_and_record(parts, arm, step=0, when="before")
     if steps:
         rl.run_arm(whole, state or {}, totals)
-        parts.drain.leave_if_asked(arm, steps)
+        if (state or {}).get("step", 0) < steps:  # an attempt that left without a step would come here again
+            parts.drain.leave_if_asked(arm, steps)
         if "evaluate" in run:
             evaluate_and_record(parts, arm, step=steps, when="after")
     save_model(parts, arm)

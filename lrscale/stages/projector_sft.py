@@ -84,6 +84,7 @@ def run_projector_sft(parts: Parts, journal: Journal) -> None:
     train_projector(parts, rows, training, first_step=state["step"] if state else 0, after_step=checkpoint)
     log_heldout(parts, heldout, training, total)
     journal.save(STAGE, total, {"final": True})
+    parts.drain.leave_if_asked(STAGE, total)
 
 
 def stage_rows(parts: Parts) -> tuple[list[LiteRow], list[LiteRow]]:

@@ -53,8 +53,7 @@ def collect_traces(parts: Parts) -> None:
             lockstep.on_main(lambda path=path, content=content: write_whole(path, content))
             parts.log.record(total)
             progress.advance(len(batch), note=f"accuracy {total['accuracy']:.3f}")
-            if index + 1 < len(batches):
-                parts.drain.leave_if_asked(STAGE, index + 1)
+            parts.drain.leave_if_asked(STAGE, index + 1)
     parts.log.say(
         f"traces: {total['kept']} of {total['samples']} kept, accuracy {total['accuracy']:.3f}, "
         f"{total['tokens_mean']:.1f} tokens on average"

@@ -70,6 +70,16 @@ class Cluster:
         """Names of the nodes that a job has."""
         return self.call("scontrol", "show", "hostnames", self.job(job_id)["NodeList"]).split()
 
+    def lose(self, node: str) -> None:
+        """Takes a node away from whatever runs on it, and gives it back: by itself it would stay away for minutes."""
+        self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        wait_until(lambda: self.job_count(node) == 0, f"no job on {node}")
+        self.call("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # or it is back already
+
+    def job_count(self, node: str) -> int:
+        """Jobs that run on a node."""
+        return len(self.call("squeue", "-h", "-o", "%i", "-t", "RUNNING,COMPLETING", "-w", node).split())
+
     def wait(self, job_id: int, states: Sequence[str] = OVER, *, timeout_s: float = PATIENCE_S) -> str:
         """Until the job is in one of the states; which one."""
         wait_until(lambda: self.job(job_id)["JobState"] in states, f"job {job_id} in {states}", timeout_s)

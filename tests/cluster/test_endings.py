@@ -81,23 +81,17 @@ def test_ranks_that_were_interrupted_end_the_job(scripted: Scripted) -> None:
     assert run.end()["state"] == "cancelled", run.logs()
 
 
-def test_a_job_that_loses_a_node_comes_back(scripted: Scripted) -> None:
-    """SLURM puts the job back into the queue itself; its first attempt still says what became of it."""
-    run = scripted.start("lost", f"{SAVES} {RUNS}", "cluster.exclude=[node3, node4]")
-    job_id = ready(run)
-    run.cluster.call("scontrol", "update", f"nodename={run.cluster.nodes_of(job_id)[1]}", "state=down", "reason=test")
+def test_a_job_that_is_thrown_off_its_nodes_comes_back_until_nothing_comes_of_it(scripted: Scripted) -> None:
+    """SLURM requeues by itself, after a lost node and when it is told to; each attempt still says what became of it.
+
+    Locks out nodes that are lost, or a queue that preempts, faster than a first checkpoint comes, for ever.
+    """
+    run = scripted.start("thrown-off", RUNS, "cluster.exclude=[node3, node4]")
+    node = run.cluster.nodes_of(ready(run))[1]
+    run.cluster.lose(node)
     assert run.end(1)["state"] == "requeued" and "one failed" in run.end(1)["reason"]
-    ready(run, 2)
-    run.cluster.call("scancel", str(job_id))
-    assert run.end(2)["state"] == "cancelled"
-
-
-def test_restarts_that_never_save_are_ended(scripted: Scripted) -> None:
-    """Locks out nodes that are lost, or a queue that preempts, faster than a first checkpoint comes."""
-    run = scripted.start("thrown-out", RUNS)
-    for number in (1, 2):
-        run.cluster.call("scontrol", "requeue", str(ready(run, number)))
-        assert run.end(number)["state"] == "requeued"
+    run.cluster.call("scontrol", "requeue", str(ready(run, 2)))
+    assert run.end(2)["state"] == "requeued"
     assert run.end(3) == run.end(3) | {"state": "stopped", "reason": "the last two attempts made no checkpoint"}
 
 
@@ -122,7 +116,7 @@ def test_the_first_role_to_end_ends_the_job_by_name(scripted: Scripted) -> None:
     roles = "[{name: judge, nodes: 1, command: sleep 600}, {name: rollout, nodes: 1, command: 'echo bye; exit 7'}]"
     run = scripted.start("roles", RUNS, f"cluster.split.roles={roles}")
     assert run.end()["state"] == "failed" and "the role rollout ended" in run.end()["reason"]
-    assert (run.attempt() / "role-rollout.log").read_text().startswith("bye\n")
+    assert "bye\n" in (run.attempt() / "role-rollout.log").read_text()
     assert "the role rollout ended first (exit code 7)" in (run.attempt() / "slurm.log").read_text()
     assert len(read_json(run.attempt() / "job.json")["nodes"]) == 4
 

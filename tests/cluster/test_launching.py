@@ -94,6 +94,13 @@ def test_slurm_is_asked_when_it_could_start(cluster: Cluster, recipe: Path, tmp_
     assert not (tmp_path / "runs" / "tiny" / "jobs.jsonl").exists()
 
 
+@pytest.mark.parametrize("directive", ["gpus-per-node", "gres", "none"])
+def test_gpus_are_asked_for_as_the_cluster_wants_it(cluster: Cluster, tmp_path: Path, directive: str) -> None:
+    options = ["--slurm", "--test-only", "--set", f"cluster.gpu_directive={directive}", "--set", "cluster.memory=1G"]
+    done = cluster.lrscale("launch", "smoke-1gpu", *options, cwd=tmp_path)
+    assert done.returncode == 0 and "to start at" in done.stdout, done.stderr
+
+
 def test_of_two_launches_at_once_one_is_submitted(cluster: Cluster, recipe: Path, tmp_path: Path) -> None:
     """Locks out two jobs that write into one run directory, also when the first one still waits in the queue."""
     command = [sys.executable, "-m", "lrscale", "launch", str(recipe), "--nodes", "2", *HELD]

@@ -6,7 +6,7 @@ import pytest
 
 from lrscale.launch import slurm
 from lrscale.launch.errors import ExitCode, LaunchError
-from tests.cluster.conftest import GPUS, NODES, Cluster
+from tests.cluster.conftest import GPUS, NODES, Cluster, wait_until
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def test_a_job_is_found_wherever_slurm_still_knows_it(here: Cluster) -> None:
     """Locks out a status that knows running jobs only, and old releases of squeue that list every job."""
-    job_id = slurm.submit(["sbatch", "--nodes=2", "--output=/dev/null", "--wrap", "sleep 300"])
+    job_id = slurm.submit(["sbatch", "--nodes=2", "--time=10", "--output=/dev/null", "--wrap", "sleep 300"])
     here.wait(job_id, ["RUNNING"])
     job = slurm.find_job(job_id)
     assert job is not None and (job.state, job.nodes, job.restarts, job.over) == ("RUNNING", job.nodes, 0, False)
@@ -26,6 +26,7 @@ def test_a_job_is_found_wherever_slurm_still_knows_it(here: Cluster) -> None:
     slurm.cancel(job_id)
     here.wait(job_id)
     ended = slurm.find_job(job_id)
+    wait_until(lambda: slurm._by_sacct(job_id), "the job in the accounting")  # written by a thread of its own
     accounted = slurm._by_sacct(job_id)
     assert ended is not None and (ended.state, ended.over) == ("CANCELLED", True)
     assert accounted is not None and (accounted.state, accounted.nodes) == ("CANCELLED", job.nodes)

@@ -73,7 +73,7 @@ def test_a_drained_job_that_then_loses_a_node_ends_as_if_nothing_had_been(launch
     wait_until((by_hand.attempt(2) / "rank0.log").is_file, "the second attempt")
     done = mark["step"] if mark["stage"] == "latent" else 0
     wait_until(lambda: len(by_hand.steps("rl")) > done, f"a step of the second attempt: {by_hand.logs(2)}")
-    by_hand.cluster.call("scontrol", "update", "nodename=node4", "state=down", "reason=test")
+    by_hand.cluster.lose("node4")
     assert by_hand.end(2)["state"] == "requeued" and "one failed" in by_hand.end(2)["reason"], by_hand.logs(2)
     assert by_hand.end(3)["state"] == "finished", by_hand.logs(3)
     assert read_json(by_hand.attempt(3) / "job.json")["restart_count"] == 2

@@ -58,10 +58,10 @@ def new_run(folder: Path, recipe: dict[str, Any] = RECIPE) -> Path:
     return folder
 
 
-def _work(run_dir: str) -> None:
+def _work(*arguments: str) -> None:
     from lrscale.stages.worker import main
 
-    os._exit(main([run_dir]))
+    os._exit(main(list(arguments)))
 
 
 class Workers:
@@ -71,14 +71,14 @@ class Workers:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["lrscale.stages.worker"])
 
-    def start(self, run_dir: Path) -> Any:
-        process = self._context.Process(target=_work, args=(str(run_dir),))
+    def start(self, run_dir: Path, *options: str) -> Any:
+        process = self._context.Process(target=_work, args=(str(run_dir), *options))
         process.start()
         return process
 
-    def run(self, run_dir: Path) -> int:
+    def run(self, run_dir: Path, *options: str) -> int:
         """To the end; the exit code."""
-        process = self.start(run_dir)
+        process = self.start(run_dir, *options)
         process.join()
         return process.exitcode
 

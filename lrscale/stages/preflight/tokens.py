@@ -21,7 +21,7 @@ def check_tokenizer(recipe: Recipe, source: str) -> list[Check]:
         found = f"{recipe.model.path}: {str(error).splitlines()[0]}"
         help_ = "save the model's tokenizer beside it: tokenizer.save_pretrained(folder)"
         return [Check("tokenizer", "failed", found, needed="a tokenizer that transformers loads", help=help_)]
-    return [_pad_and_eos(tokenizer, recipe), _markers(tokenizer, recipe)]
+    return [_pad_and_eos(tokenizer, recipe), check_markers(tokenizer, recipe.projector.max_latent_steps)]
 
 
 def _pad_and_eos(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Check:
@@ -38,9 +38,8 @@ def _pad_and_eos(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Check:
     return Check("tokenizer", "ok", f"eos {eos!r}, {padding}, {len(tokenizer)} tokens")
 
 
-def _markers(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Check:
-    """Markers of every number the projector takes, found with the right number in several surroundings."""
-    most = recipe.projector.max_latent_steps
+def check_markers(tokenizer: PreTrainedTokenizerBase, most: int) -> Check:
+    """Markers of every number up to `most`, found with the right number in several surroundings."""
     help_ = "set model.add_marker_tokens: true once and train from the saved model, or take a byte-level tokenizer"
     needed = f"{OPEN_TAG}N{CLOSE_TAG} written and found for N from 1 to {most}"
     try:

@@ -73,9 +73,11 @@ def test_an_error_that_many_ranks_repeat_is_told_once_and_echoes_last(folder: Ru
     folder.write("attempts/2/rank5.log", TRACE.format(row=17))
     folder.write("attempts/2/rank6.log", TRACE.format(row=4))
     folder.write("attempts/2/slurm.log", "srun: error: node2: task 1: Exited with exit code 6\nall is well\n")
+    folder.write("attempts/2/node-3.log", "srun: error: node3: tasks 2-3: Terminated\n")
     errors = find_errors(log_files(choose_attempt(folder.path)))
-    assert [error.files for error in errors] == [["rank5.log", "rank6.log"], ["slurm.log"], ["rank0.log", "rank1.log"]]
-    assert [error.echo for error in errors] == [False, True, True]
+    assert errors[0].files == ["rank5.log", "rank6.log"]
+    assert [error.files for error in errors[1:]] == [["slurm.log"], ["node-3.log"], ["rank0.log", "rank1.log"]]
+    assert [error.echo for error in errors] == [False, True, True, True]
     assert errors[0].text.startswith("Traceback") and errors[0].text.endswith("KeyError: 'level' of row 17")
     assert errors[0].headline == "KeyError: 'level' of row 17" and "going on" not in errors[0].text
 

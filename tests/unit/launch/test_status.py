@@ -91,6 +91,15 @@ def test_a_failed_preflight_says_where_and_what_to_do(folder: RunFolder) -> None
     assert "node2: GPU 3: 2 errors" in described(found) and "help: report the GPU" in described(found)
 
 
+def test_nodes_that_are_left_out_are_told(folder: RunFolder) -> None:
+    """Locks out a job that waits for ever on a small cluster, and nobody remembers why."""
+    folder.submitted(7)
+    folder.write("bad_nodes.txt", "node2 ECC: GPU 3: 2 errors; needed none\n\n")
+    found = status_of(folder.path, KnownJob(job("PENDING", "ReqNodeNotAvail,_UnavailableNodes:node2")))
+    assert found.unfit == {"node2": "ECC: GPU 3: 2 errors; needed none"}
+    assert "left out: node2 (ECC: GPU 3: 2 errors)" in described(found)
+
+
 def test_half_a_line_at_the_end_of_the_metrics_is_no_step(folder: RunFolder) -> None:
     folder.metrics({"stage": "rl", "arm": "latent", "step": 1, "reward_mean": 0.5, "step_s": 1.0})
     with (folder.path / "metrics.jsonl").open("a") as file:
@@ -234,6 +243,16 @@ def test_runs_without_slurm_are_told_by_lock_and_exit(folder: RunFolder) -> None
     assert (status_of(folder.path).state, status_of(folder.path).reason) == ("stopped", "interrupted")
     folder.write("attempts/1/exit.json", {"code": 6, "reason": "OSError: full", "ended": NOW})
     assert (status_of(folder.path).state, status_of(folder.path).reason) == ("failed", "OSError: full")
+
+
+def test_a_run_that_went_on_without_slurm_is_told_by_that(folder: RunFolder) -> None:
+    """Locks out the state of last week's job for a run that was finished on a workstation."""
+    folder.submitted(7)
+    folder.began(1, 7, end={"state": "stopped", "reason": "on request", "ended": NOW})
+    folder.began(2, exit={"code": 6, "reason": "OSError: full", "started": NOW + 60, "ended": NOW + 90})
+    assert status_of(folder.path, KnownJob()).reason == "OSError: full"
+    folder.write("attempts/2/exit.json", {"code": 6, "reason": "x", "started": NOW - 500, "ended": NOW - 400})
+    assert status_of(folder.path, KnownJob(job("PENDING"))).state == "queued"
 
 
 def test_every_status_is_json(folder: RunFolder) -> None:

@@ -163,3 +163,12 @@ def test_resolved_recipes_hold_no_auto(tmp_path: Path) -> None:
         assert '"auto"' not in files["recipe.json"] + files["ds_config.json"]
         assert json.loads(files["ds_config.json"])["train_batch_size"] == nodes * 8
         assert f"num_processes: {nodes * 8}" in files["accelerate.yaml"] and f"\nnodes={nodes}\n" in files["job.env"]
+
+
+def test_a_run_that_was_copied_from_a_cluster_goes_on_without_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locks out a laptop on which a run cannot be resumed, for nobody there knows what became of its job."""
+    (tmp_path / "jobs.jsonl").write_text('{"job_id": 7, "submitted": 1.0, "nodes": 2, "sbatch": null}\n')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    submission.require_no_job(tmp_path)

@@ -28,8 +28,9 @@ from lrscale.stages.preflight.network import listening, own_address, reach_check
 from lrscale.stages.preflight.rendezvous import Place, meet
 from lrscale.stages.preflight.reward import check_reward
 from lrscale.stages.preflight.storage import Canary, check_room, file_system
-from lrscale.stages.preflight.tokens import check_tokenizer
+from lrscale.stages.preflight.tokens import check_markers, check_tokenizer
 from lrscale.stages.preflight.verdict import add_bad_nodes
+from tests.unit.latent import trained_tokenizers
 
 TINY = Path(str(resources.files("lrscale"))) / "tasks" / "assets" / "tiny_base"
 SMALL = ModelSize(parameters=1000, weight_bytes=4000, state_bytes=12000, largest_bytes=400)
@@ -293,3 +294,10 @@ def test_a_node_that_cannot_reach_the_main_one_is_named_within_a_minute(tmp_path
     assert [(check.node, check.state) for check in found[0]] == [("n2", "failed")]
     assert found[0][0].blames_node and "no-such-host.invalid" in found[0][0].found
     assert found[1] and found[2]  # nobody goes on alone
+
+
+@pytest.mark.parametrize("name", trained_tokenizers.NAMES)
+def test_tokenizers_of_every_family_pass(name: str) -> None:
+    """Locks out a preflight that refuses a tokenizer on which the method works."""
+    check = check_markers(trained_tokenizers.tokenizer_named(name), most=40)
+    assert check.state == "ok", check.found
