@@ -1,8 +1,10 @@
 """A sharded engine beside the plain one: gradients of the first update and losses of four, projector SFT and RL.
 
-    equality KIND FOLDER OTHER_FOLDER [--checkpointing] [--offload] [--bf16] [--park]
+    equality KIND FOLDER OTHER_FOLDER [--checkpointing] [--offload] [--bf16] [--park] [--persistent]
 
---offload: optimizer and parameters in CPU memory; --park: the states are moved away and back before every step. The plain engine loads FOLDER, the sharded one OTHER_FOLDER: the same for the test, another for its control.
+--offload: optimizer and parameters in CPU memory; --persistent: small tensors stay whole; --park: the states are moved
+away and back before every step. The plain engine loads FOLDER, the sharded one OTHER_FOLDER: the same for the test,
+another for its control.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ def main() -> None:
     lockstep = start()
     model = {"gradient_checkpointing": "--checkpointing" in sys.argv}
     ds_config = offloading(DS_CONFIG) if "--offload" in sys.argv else DS_CONFIG
+    if "--persistent" in sys.argv:
+        zero = {**ds_config["zero_optimization"], "stage3_param_persistence_threshold": 1280}
+        ds_config = {**ds_config, "zero_optimization": zero}
     if "--bf16" in sys.argv:
         model, ds_config = {**model, "dtype": "bfloat16"}, narrow(ds_config)
     engines = {"plain": build("single", Path(folder), lockstep, **model)}
