@@ -75,7 +75,7 @@ class Worker:
 
 
 class Crew:
-    """All workers of a pool. The pool's thread alone touches it."""
+    """All workers of a pool. Touched under the pool's lock."""
 
     def __init__(self, spec: SourceSpec, settings: WorkerSettings, start_timeout_s: float) -> None:
         self._spec = spec
@@ -164,11 +164,11 @@ class Crew:
         return max(0.0, min((w.deadline - now for w in self._workers if w.deadline is not None), default=60.0))
 
     def dismiss(self) -> None:
-        """Everybody goes; returns when they are gone."""
+        """Everybody goes; returns when they are gone, or when not even SIGKILL ends them (a disk that does not answer)."""
         now = time.monotonic()
         for worker in list(self._workers):
             self.let_go(worker, now)
-        while self._leaving:
+        while self._leaving and time.monotonic() - now < 3 * _GRACE_S:
             for worker in self.ended(time.monotonic()):
                 worker.release()
             time.sleep(0.002)

@@ -255,7 +255,14 @@ def describe(
         "groups_without_signal": count_groups_without_signal(rewards_PG, valid_PG),
         "scores_failed": len(rollouts) - len(scores),
         "latent_scale": policy.scale_ratio(latents) if latents else None,
+        **part_means(scores),
     }
+
+
+def part_means(scores: Sequence[Score]) -> dict[str, float | None]:
+    """Means of what a reward is made of beside the task's value and the price of length, by name."""
+    names = sorted({name for score in scores for name in score.parts} - {"task", "length"})
+    return {f"part_{name}_mean": mean([score.parts[name] for score in scores if name in score.parts]) for name in names}
 
 
 def look_closer(parts: Parts, arm: Arm, step: int, groups_P: Sequence[RolloutGroup], advantages_PG: Tensor) -> None:

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lrscale.report.metrics import of_stage, read_metrics, without_times
 from tests.e2e.conftest import Workers, new_run
 
@@ -74,6 +76,8 @@ import random, time
 def reward(completions, number):
     time.sleep(random.Random().random() * 0.3)
     return [len(completions[0]) % 5 + 0.1 * number[0]]
+def even(completions):
+    return [len(completions[0]) % 2]
 """
 
 
@@ -83,9 +87,15 @@ def test_the_same_seed_trains_the_same_whatever_the_order_of_scores(workers: Wor
     for name in ("a", "b"):
         folder = tmp_path / name
         folder.mkdir()
-        runs.append(new_run(folder / "run", recipe(folder, SCATTERED)))
+        both = recipe(folder, SCATTERED)
+        path = str(folder / "reward.py")
+        functions = [{"label": "odd", "path": path, "name": "reward"}, {"label": "even", "path": path, "name": "even"}]
+        both["reward"] = {"kind": "functions", "functions": functions, "pool": {"workers": 2}}
+        runs.append(new_run(folder / "run", both))
         assert workers.run(runs[-1]) == 0
     assert training(runs[0]) == training(runs[1])
+    step = of_stage(read_metrics(runs[0] / "metrics.jsonl"), "rl")[0]
+    assert step["reward_mean"] == pytest.approx(step["part_odd_mean"] + step["part_even_mean"]), "each is logged apart"
     models = [(run / "models" / "discrete" / "model.safetensors").read_bytes() for run in runs]
     assert models[0] == models[1]
 
