@@ -19,12 +19,16 @@ pytestmark = pytest.mark.slow
 HELD = ["--set", "cluster.sbatch_flags=[--hold]"]
 HOSTILE = "a'; touch x\n b%j $(touch y)"
 SECRET = "squeamish-ossifrage-4711"
-FAILS_ON_RANK_1 = """
-import os
-def reward(prompts, completions, **columns):
-    if os.environ["RANK"] == "1":
-        os._exit(9)
-    return [1.0 for _ in prompts]
+DIES_ON_RANK_1 = """
+import os, pathlib, sys, threading, time
+def leave():
+    while not pathlib.Path(os.environ["LRSCALE_RUN_DIR"], "attempts/1/rank1.log").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    pathlib.Path(os.environ["TOLD"]).write_text(os.environ["LRSCALE_SECRET"])
+    os._exit(9)
+if os.environ.get("RANK") == "1" and "worker" in sys.orig_argv:
+    threading.Thread(target=leave, daemon=True).start()
 """
 
 
@@ -137,16 +141,14 @@ def test_a_rank_that_crashes_ends_the_job_and_no_secret_is_written(
 ) -> None:
     """A real job in a folder with a hostile name: it fails with its reason, and the name runs no command.
 
-    The rank dies without a word; the secret reaches it (the reward function tells), and nothing else.
+    The rank dies without a word; the secret reaches it (it tells), and nothing else.
     """
     folder = tmp_path / HOSTILE
     folder.mkdir()
-    tells = 'open(os.environ["TOLD"], "w").write(os.environ["LRSCALE_SECRET"]); '
-    (tmp_path / "reward.py").write_text(FAILS_ON_RANK_1.replace("os._exit(9)", f"{tells}os._exit(9)"))
-    reward = f"reward={{kind: function, path: {tmp_path / 'reward.py'}}}"
-    options = ["--nodes", "2", "--set", reward, "--set", "cluster.secrets=[LRSCALE_SECRET]"]
+    (tmp_path / "sitecustomize.py").write_text(DIES_ON_RANK_1)
+    options = ["--nodes", "2", "--set", "cluster.secrets=[LRSCALE_SECRET]"]
     options += ["--set", "parallel.ranks_per_node=1", "--set", "stages.traces.prompts=4", "--runs-dir", HOSTILE]
-    secret = {"LRSCALE_SECRET": SECRET, "TOLD": str(tmp_path / "told")}
+    secret = {"LRSCALE_SECRET": SECRET, "TOLD": str(tmp_path / "told"), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = cluster.lrscale("launch", str(recipe), *options, cwd=tmp_path, **secret)
     assert done.returncode == 0, done.stderr
     run = Run(cluster, folder / "tiny")
@@ -164,7 +166,7 @@ def test_a_rank_that_crashes_ends_the_job_and_no_secret_is_written(
     assert not [path for path in (tmp_path, folder, run.path, ROOT) if (path / "x").exists() or (path / "y").exists()]
 
 
-def test_the_plan_of_70b_takes_less_than_a_second_of_work(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_plan_of_70b_imports_nothing_heavy(cluster: Cluster, tmp_path: Path) -> None:
     """Locks out torch, or a hub that is asked, on a login node: what is imported is looked at, for clocks are noisy."""
     heavy = ("torch", "transformers", "huggingface_hub", "accelerate", "deepspeed", "datasets")
     code = (
