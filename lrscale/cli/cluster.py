@@ -20,10 +20,15 @@ def init(
     """Write a recipe with every key explained and, where SLURM is, the cluster file. Prints the files written."""
     from lrscale.config.cluster_file import FILE
     from lrscale.launch import init, slurm
+    from lrscale.launch.errors import LaunchError
 
     wanted = {recipe: init.recipe_yaml(recipe)}
+    refusal: LaunchError | None = None
     if slurm.available():
-        wanted[config_home.expanduser() / FILE] = init.cluster_yaml(slurm.partitions())
+        try:
+            wanted[config_home.expanduser() / FILE] = init.cluster_yaml(slurm.partitions())
+        except LaunchError as error:  # the recipe can be written all the same
+            refusal = error
     else:
         say("SLURM is not on this machine: no cluster file; run lrscale init on a login node for one")
     for path, text in wanted.items():
@@ -31,3 +36,6 @@ def init(
             typer.echo(path)
         else:
             say(f"{path} is there already and is left as it is (--force replaces it)")
+    if refusal is not None:
+        say("no cluster file:")
+        raise refusal

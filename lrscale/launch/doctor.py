@@ -29,7 +29,7 @@ def examine(loaded: LoadedRecipe | None, runs_dir: Path, config: Path) -> Iterat
         runs_dir: Where its run directory will lie.
         config: The cluster file; need not be there.
     """
-    yield _controller(needed=loaded is not None and loaded.slurm)
+    yield _controller(loaded)
     yield _cluster_file(config)
     if loaded is not None:
         yield from _plan(loaded, runs_dir)
@@ -45,17 +45,20 @@ def exit_code_of(checks: Sequence[Check]) -> int:
     return ExitCode.TRY_LATER if names == {_SILENT} else ExitCode.PREFLIGHT
 
 
-def _controller(*, needed: bool) -> Check:
+def _controller(loaded: LoadedRecipe | None) -> Check:
+    """Its absence counts for a recipe that needs it, its silence for any but one that does without."""
     if not slurm.available():
-        if not needed:
+        if loaded is None or not loaded.slurm:
             return Check("SLURM", "not checked", "its commands are not on this machine")
         help_ = "log in to the cluster, or load its slurm module"
         return Check("SLURM", "failed", "its commands are not on PATH", needed="sbatch and its kin", help=help_)
     try:
         partitions = slurm.partitions()
-    except slurm.SlurmUnreachable as error:
-        return Check(_SILENT, "failed", _first_line(error), needed="an answer", help="try again later")
     except LaunchError as error:
+        if loaded is not None and not loaded.slurm:
+            return Check("SLURM", "not checked", f"{_first_line(error)}; this recipe does without")
+        if isinstance(error, slurm.SlurmUnreachable):
+            return Check(_SILENT, "failed", _first_line(error), needed="an answer", help="try again later")
         return Check(
             "SLURM", "failed", _first_line(error), needed="partitions to run in", help="ask the administrators"
         )
