@@ -14,7 +14,7 @@ from typing import Any
 from lrscale.config.task import JsonlConfig
 from lrscale.records import Prompt, Score
 from lrscale.tasks.boxed import boxed_answer
-from lrscale.tasks.prompting import with_marker_paragraph
+from lrscale.tasks.prompting import marked, with_marker_paragraph
 from lrscale.tasks.rows import Encode, RowProblems, length_problem, read_jsonl, text_problem
 from lrscale.tasks.task import Split
 
@@ -48,9 +48,7 @@ class Jsonl:
     def prompts(self, split: Split, *, markers: bool) -> list[Prompt]:
         """The rows of a file in order; `prompt_id` holds the line number."""
         prompts = self._prompts[split]
-        if not (markers and self.config.marker_paragraph):
-            return list(prompts)
-        return [Prompt(p.prompt_id, with_marker_paragraph(p.text), p.columns) for p in prompts]
+        return marked(prompts) if markers and self.config.marker_paragraph else list(prompts)
 
     def score(self, prompt: Prompt, completion: str) -> Score:
         """There is no rule: ValueError. `catalog.task_score` says so beforehand."""

@@ -6,7 +6,10 @@ of words, for models whose vocabulary holds little more than the stories.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lrscale.config.task import PromptStyle
+from lrscale.records import Prompt
 
 MARKER_EXAMPLE = "<implicit_thought>n</implicit_thought>"
 """How prompts write the marker: with a letter for the number, so that the prompt itself starts no latent step."""
@@ -40,6 +43,11 @@ def continuity_prompt(story: str, *, style: PromptStyle, markers: bool) -> str:
         parts = [story, BRIEF_QUESTION, *([BRIEF_MARKER_SENTENCE] if markers else [])]
         return " ".join(parts)
     return "\n\n".join([_PAPER_TASK, f"Story:\n{story}", _PAPER_ANSWER, *([MARKER_PARAGRAPH] if markers else [])])
+
+
+def marked(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The same prompts, each with the marker paragraph after it."""
+    return [Prompt(p.prompt_id, with_marker_paragraph(p.text), p.columns) for p in prompts]
 
 
 def with_marker_paragraph(prompt: str) -> str:

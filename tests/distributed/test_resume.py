@@ -48,8 +48,9 @@ def test_any_number_of_ranks_goes_on(
         assert loaded.code == 0, loaded.stderr[-3000:]
         found = loaded.by_rank()[0]
         assert found["weights"] == expected["weights"], "restored bit for bit"
-        # Relative: the unit in the last place of a float32 loss of 16 is 2e-6.
-        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
+        # Where another kind of engine goes on, relative: the last place of a float32 loss of 16 is worth 2e-6.
+        within = {"abs": 1e-6} if kind == "zero3" else {"rel": 1e-6}
+        assert found["losses"] == pytest.approx(expected["losses"], **within)
         if (other, ranks) == (kind, 2):
             assert found["losses"] == expected["losses"], "as many ranks of the same kind: bit for bit"
     _check_export(export, expected["weights"])

@@ -26,6 +26,8 @@ def test_the_missing_rank_is_named(case: str, missing: str):
     assert missing in told[0]
 
 
-def test_slow_ranks_that_move_are_left_alone():
-    outcome = launch("stall", "slow", timeout_s=90)
+@pytest.mark.parametrize("case", ["slow", "working"])
+def test_ranks_that_move_and_those_that_wait_for_them_are_left_alone(case: str):
+    """Locks out a job ended because one rank writes a large file, or waits for a slow judge."""
+    outcome = launch("stall", case, timeout_s=90)
     assert outcome.code == 0 and [result["message"] for result in outcome.results] == ["done", "done"]

@@ -1,6 +1,6 @@
 """Ranks that wait for one that does not come, or that are slow but move.
 
-stall early|busy|killed|slow
+stall early|busy|killed|slow|working
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     last = lockstep.ranks.world_size - 1
     with lockstep.phase("update", step=12):
         lockstep.barrier()
-        if case == "slow":
+        if case == "slow" or (case == "working" and rank == last):  # for twice the limit; `working`: the others wait
             for _ in range(8):
                 time.sleep(LIMIT_S / 4)
                 lockstep.tick()
