@@ -27,7 +27,6 @@ def main() -> int:
         signal.signal(signal.SIGINT, _leave)
     gc.disable()  # nothing that is imported is garbage: to look for some takes a sixth of the time
     module = importlib.import_module(f"lrscale.stages.{sys.argv[1].replace('-', '_')}")
-    gc.freeze()
     gc.enable()
     signal.signal(signal.SIGINT, before)
     warnings.filterwarnings("default", category=UserWarning)
