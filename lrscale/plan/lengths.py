@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 
+USUAL_SPREAD = 0.6
+"""An assumption: the longest of 768 sequences is then six times as long as the median, if the limit allows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Positions of completions, tokens and latents together: log-normal, nothing above `longest`.
@@ -19,7 +23,7 @@ class Lengths:
     """Of what is generated, the cut included."""
     longest: int
     """Where the engine stops a sequence (rollout.max_new_tokens)."""
-    spread: float = 0.6
+    spread: float = USUAL_SPREAD
     """Standard deviation of the logarithm; 0: all are equally long."""
 
     def quantiles(self, count: int) -> list[int]:
