@@ -5,9 +5,8 @@ Suggestions are tried, not guessed: each is the recipe or layout with the change
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 from lrscale.config.base import Section
 from lrscale.config.hardware import Machine
@@ -90,24 +89,24 @@ def _distinct(found: list[Suggestion]) -> list[Suggestion]:
 
 
 def _changed(recipe: Recipe, dims: ModelDims, layout: Layout, count: int) -> Iterator[Change]:
-    start = Change((), recipe, layout)
+    singles = list(_single(Change((), recipe, layout)))
     if count == 1:
-        yield from _possible(_single(start), dims)
+        yield from _possible(singles, dims)
         return
-    names = [change.options for change in _single(start)]
-    for first, second in combinations(names, 2):
-        if _kind(first) == _kind(second):
-            continue
-        one = next(change for change in _single(start) if change.options == first)
-        both = (change for change in _single(one) if change.options == (*first, *second))
-        yield from _possible(both, dims)
+    here = [change for change in singles if change.options[0].startswith("--set")]
+    kinds = [_kind(change) for change in here]
+    for one in here:
+        follow = kinds.index(_kind(one)) + kinds.count(_kind(one))
+        wanted = set(kinds[follow:])
+        yield from _possible((both for both in _single(one) if _kind(both) in wanted), dims)
 
 
-def _kind(options: tuple[str, ...]) -> str:
-    return options[0].partition("=")[0].rstrip("0123456789")
+def _kind(change: Change) -> str:
+    """What its newest option alters, whatever the value."""
+    return change.options[-1].partition("=")[0].rstrip("0123456789")
 
 
-def _possible(changes: Iterator[Change], dims: ModelDims) -> Iterator[Change]:
+def _possible(changes: Iterable[Change], dims: ModelDims) -> Iterator[Change]:
     for change in changes:
         try:
             require_layout(change.layout, dims)

@@ -69,7 +69,7 @@ def _size(recipe: Recipe, dims: ModelDims | None) -> str:
     if dims is None:
         return " (not on this machine: memory cannot be planned)"
     projector = dims.projector_parameters(recipe.projector.layers)
-    return f", {_count(dims.parameters)} parameters and {_count(projector)} of the projector"
+    return f", {count(dims.parameters)} parameters and {count(projector)} of the projector"
 
 
 def _gather(recipe: Recipe) -> str:
@@ -105,7 +105,8 @@ def _time(recipe: Recipe) -> str:
     )
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
+    """With a letter for its size: 70.55 B."""
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.2f} {letter}"
