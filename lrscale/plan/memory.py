@@ -269,11 +269,15 @@ class _Needs:
         yield self._rollout()
         forward = self.element * self.tokens * self.dims.hidden * _ACTIVATIONS_PER_TOKEN
         yield self._phase(
-            "log-probs", base | {"live": self.live, "activations": forward, "logits": self.logits, "latents": self.latents}
+            "log-probs",
+            base | {"live": self.live, "activations": forward, "logits": self.logits, "latents": self.latents},
         )
         training = {"live": self.live, "activations": self.activations, "logits": self.logits, "latents": self.latents}
         training["states"] = kept.states
-        yield self._phase("update", base | max(training, {"states": kept.states, "optimizer step": self.step}, key=lambda p: sum(p.values())))
+        yield self._phase(
+            "update",
+            base | max(training, {"states": kept.states, "optimizer step": self.step}, key=lambda p: sum(p.values())),
+        )
         bucket = max(min(_GATHER_BUCKET, self.element * weight_elements(self.recipe, self.dims)), largest)
         copied = self.engine_weights if self.layout.colocated else 0
         resident = {"states": self.beside_engine - kept.persistent - kept.buckets} if self.layout.colocated else {}
@@ -296,7 +300,9 @@ class _Needs:
 
     def _loading(self, block: int) -> float:
         """Each rank reads its part of every tensor, and of the projector a whole MLP tensor at a time."""
-        return self.layout.gpus_per_node * (self.element * weight_elements(self.recipe, self.dims) / self._ranks + block / 3)
+        return self.layout.gpus_per_node * (
+            self.element * weight_elements(self.recipe, self.dims) / self._ranks + block / 3
+        )
 
     @property
     def _ranks(self) -> int:

@@ -72,7 +72,10 @@ class ModelDims:
         """A layer of each kind that there is (with an MLP, with experts), and how many there are of it."""
         dense = self.experts.dense_layers if self.experts is not None else ()
         with_experts = [layer for layer in range(self.layers) if layer not in dense]
-        kinds = ((with_experts[0], len(with_experts)) if with_experts else None, (dense[0], len(dense)) if dense else None)
+        kinds = (
+            (with_experts[0], len(with_experts)) if with_experts else None,
+            (dense[0], len(dense)) if dense else None,
+        )
         return tuple(kind for kind in kinds if kind is not None)
 
     @property
@@ -177,7 +180,9 @@ def _llama_like(config: Mapping[str, Any], kind: str) -> ModelDims:
     )
     kv_heads = config.get("num_key_value_heads") or heads
     if heads % kv_heads:
-        raise ModelConfigError(f"num_attention_heads is {heads}, no multiple of num_key_value_heads, which is {kv_heads}")
+        raise ModelConfigError(
+            f"num_attention_heads is {heads}, no multiple of num_key_value_heads, which is {kv_heads}"
+        )
     if not config.get("head_dim") and hidden % heads:
         raise ModelConfigError(
             f"hidden_size is {hidden}, no multiple of num_attention_heads, which is {heads}, and there is no head_dim"
@@ -210,9 +215,7 @@ def _experts(config: Mapping[str, Any], kind: str, layers: int, intermediate: in
     count, active, width = _numbers(config, ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
     shared = _numbers(config, ("shared_expert_intermediate_size",))[0] if kind == "qwen2_moe" else 0
     step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
-    return Experts(
-        count, active, width, shared, tuple(i for i in range(layers) if i in dense or (i + 1) % step)
-    )
+    return Experts(count, active, width, shared, tuple(i for i in range(layers) if i in dense or (i + 1) % step))
 
 
 def _gpt2(config: Mapping[str, Any]) -> ModelDims:
