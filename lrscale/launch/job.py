@@ -18,7 +18,7 @@ from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.rundir import write_whole
 from lrscale.plan.accelerate import accelerate_yaml
 from lrscale.plan.deepspeed import resolve
-from lrscale.plan.model_dims import KNOWN, ModelDims, dims_of_config
+from lrscale.plan.model_dims import ModelDims, dims_of_config, known_dims
 
 _BUILTINS = {"builtin:tiny": "tasks/assets/tiny_base"}
 _PORTS = range(20_000, 30_000)
@@ -107,7 +107,7 @@ def _ds_config(loaded: LoadedRecipe) -> dict[str, Any]:
         message = f"{path} cannot be read: {error}"
         raise RecipeError([_found(loaded, key, message, "give a DeepSpeed JSON file")]) from error
     try:
-        known = KNOWN.get(recipe.model.path)
+        known = known_dims().get(recipe.model.path)
         hidden_size = known.hidden if known is not None else hidden_size_of(recipe.model.path)
         return resolve(template, recipe, hidden_size, recipe.world_size)
     except ValueError as error:
@@ -124,7 +124,7 @@ def hidden_size_of(model: str) -> int | None:
 
 def dims_of(model: str) -> ModelDims | None:
     """A model's dimensions: known ones, else from its config.json; None where neither tells."""
-    return KNOWN.get(model) or dims_of_config(_config(model))
+    return known_dims().get(model) or dims_of_config(_config(model))
 
 
 def _config(model: str) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import lrscale
 from lrscale.config.load import load_recipe
 from lrscale.config.recipe import Recipe
 from lrscale.plan.memory import gather, memory_plan
-from lrscale.plan.model_dims import KNOWN, dims_of_config
+from lrscale.plan.model_dims import dims_of_config, known_dims
 from lrscale.plan.topology import collective_timeout_s
 
+KNOWN = known_dims()
 LLAMA = KNOWN["meta-llama/Llama-3.3-70B-Instruct"]
 TINY = Path(lrscale.__file__).parent / "tasks" / "assets" / "tiny_base"
 
