@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lrscale.launch.errors import ExitCode, LaunchError
-from lrscale.plan.simulation.lengths import Completion, Lengths, LognormalLengths, MeasuredLengths
-
-_SPREAD = 0.6
-"""Of lengths where a run has kept means alone."""
+from lrscale.plan.lengths import Lengths
+from lrscale.plan.simulation.lengths import AssumedLengths, Completion, LengthSource, MeasuredLengths
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
     """What can be drawn from a run."""
 
-    lengths: Mapping[str, Lengths]
+    lengths: Mapping[str, LengthSource]
     """By arm."""
     prompt_tokens: float | None
     score_s: float | None
@@ -41,7 +39,7 @@ def read_measured(run_dir: Path) -> MeasuredRun:
                 completions.setdefault(arm, []).append(Completion(tokens, steps))
                 prompts.append(len(line.get("prompt_ids") or ()))
     metrics = list(_lines(run_dir / "metrics.jsonl")) if (run_dir / "metrics.jsonl").is_file() else []
-    lengths: dict[str, Lengths] = {
+    lengths: dict[str, LengthSource] = {
         arm: MeasuredLengths(tuple(seen), f"{run_dir.name}, arm {arm}") for arm, seen in completions.items()
     }
     lengths = {**_from_means(metrics, _limit(run_dir)), **lengths}
@@ -60,16 +58,17 @@ def read_measured(run_dir: Path) -> MeasuredRun:
     )
 
 
-def _from_means(metrics: list[dict[str, Any]], limit: int) -> dict[str, Lengths]:
-    """Log-normal lengths around the mean of an arm's RL steps."""
+def _from_means(metrics: list[dict[str, Any]], limit: int) -> dict[str, LengthSource]:
+    """Log-normal lengths of the usual spread around the mean of an arm's RL steps."""
     means: dict[str, list[tuple[float, float]]] = {}
     for line in metrics:
         if line.get("stage") == "rl" and isinstance(line.get("arm"), str) and line.get("tokens_mean"):
             means.setdefault(line["arm"], []).append((line["tokens_mean"], line.get("latent_steps_mean") or 0.0))
-    found: dict[str, Lengths] = {}
+    found: dict[str, LengthSource] = {}
     for arm, steps in means.items():
         tokens, latents = (sum(values) for values in zip(*steps, strict=True))
-        found[arm] = LognormalLengths(tokens / len(steps), _SPREAD, limit, latents / tokens)
+        positions = tokens + latents
+        found[arm] = AssumedLengths(Lengths(positions / len(steps), limit), latents / positions)
     return found
 
 

@@ -261,7 +261,8 @@ class _Needs:
         yield self._rollout()
         forward = self.element * self.tokens * self.dims.hidden * _ACTIVATIONS_PER_TOKEN
         yield self._phase(
-            "log-probs", base | {"live": self.live, "activations": forward, "logits": self.logits, "latents": self.latents}
+            "log-probs",
+            base | {"live": self.live, "activations": forward, "logits": self.logits, "latents": self.latents},
         )
         training = {"live": self.live, "activations": self.activations, "logits": self.logits, "latents": self.latents}
         yield self._phase("update", base | max(training, {"optimizer step": self.step}, key=lambda p: sum(p.values())))
@@ -287,7 +288,9 @@ class _Needs:
 
     def _loading(self, block: int) -> float:
         """Each rank reads its part of every tensor, and of the projector a whole MLP tensor at a time."""
-        return self.layout.gpus_per_node * (self.element * weight_elements(self.recipe, self.dims) / self._ranks + block / 3)
+        return self.layout.gpus_per_node * (
+            self.element * weight_elements(self.recipe, self.dims) / self._ranks + block / 3
+        )
 
     @property
     def _ranks(self) -> int:

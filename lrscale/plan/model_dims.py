@@ -169,7 +169,9 @@ def _llama_like(config: Mapping[str, Any], kind: str) -> ModelDims:
     )
     kv_heads = config.get("num_key_value_heads") or heads
     if heads % kv_heads:
-        raise ModelConfigError(f"num_attention_heads is {heads}, no multiple of num_key_value_heads, which is {kv_heads}")
+        raise ModelConfigError(
+            f"num_attention_heads is {heads}, no multiple of num_key_value_heads, which is {kv_heads}"
+        )
     if not config.get("head_dim") and hidden % heads:
         raise ModelConfigError(
             f"hidden_size is {hidden}, no multiple of num_attention_heads, which is {heads}, and there is no head_dim"
@@ -202,9 +204,7 @@ def _experts(config: Mapping[str, Any], kind: str, layers: int, intermediate: in
     count, active, width = _numbers(config, ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
     shared = _numbers(config, ("shared_expert_intermediate_size",))[0] if kind == "qwen2_moe" else 0
     step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
-    return Experts(
-        count, active, width, shared, tuple(i for i in range(layers) if i in dense or (i + 1) % step)
-    )
+    return Experts(count, active, width, shared, tuple(i for i in range(layers) if i in dense or (i + 1) % step))
 
 
 def _gpt2(config: Mapping[str, Any]) -> ModelDims:

@@ -97,7 +97,9 @@ class StepModel:
         """Prompts of so many positions in all, on one engine."""
         return positions / self.prefill_positions_per_s
 
-    def rollout_s(self, prompts: int, group: int, prompt_tokens: float, lengths: Sequence[int], latents: float) -> float:
+    def rollout_s(
+        self, prompts: int, group: int, prompt_tokens: float, lengths: Sequence[int], latents: float
+    ) -> float:
         """Until the last of `prompts` x `group` sequences has ended; `lengths` are those of all completions.
 
         Continuous batching on the engine with the longest sequence: places are filled as they become free. Between two

@@ -51,7 +51,7 @@ class Engine:
             fresh = 0
             while requests and len(rows) < self.costs.max_rows and (self.continuous or not rows or fresh):
                 request = requests.popleft()
-                if request.prompt not in warm:
+                if request.prompt not in warm or not self.costs.shared_prefill:
                     warm.add(request.prompt)
                     fresh += request.prompt_tokens
                 heapq.heappush(rows, (decoded + request.positions, request.index, request))

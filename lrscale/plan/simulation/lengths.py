@@ -1,12 +1,13 @@
-"""How long sequences become: discrete tokens and latent steps, given as a distribution or taken from a run."""
+"""How long each sequence becomes: discrete tokens and latent steps, drawn from an assumption or from a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple, Protocol
+
+from lrscale.plan.lengths import Lengths
 
 
 class Completion(NamedTuple):
@@ -17,11 +18,11 @@ class Completion(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """Positions it decodes: each costs a pass over the weights, latent or not."""
+        """What it decodes: each position costs a pass over the weights, latent or not."""
         return self.tokens + self.latent_steps
 
 
-class Lengths(Protocol):
+class LengthSource(Protocol):
     """A distribution of completions."""
 
     @property
@@ -32,57 +33,33 @@ class Lengths(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FixedLengths:
-    """All the same: the limit in which everything has a closed form."""
+class AssumedLengths:
+    """The plan's log-normal positions, of which each completion has the same share of latents."""
 
-    tokens: int
-    latent_steps: int = 0
+    lengths: Lengths
+    latent_share: float = 0.0
+    _median: float = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.latent_steps < 0:
+        mean, spread, longest = self.lengths.mean, self.lengths.spread, self.lengths.longest
+        if not mean > 0 or not spread >= 0 or longest < 1 or not 0 <= self.latent_share < 1:
             raise ValueError(
-                f"lengths: given {self.tokens} tokens and {self.latent_steps} latent steps, needed at least 1 and 0"
+                f"lengths: given mean {mean:g}, spread {spread:g}, limit {longest}, share of latents "
+                f"{self.latent_share:g}; needed a mean above 0, a spread of at least 0, a limit of at least 1 and a share "
+                "of 0 up to 1"
             )
+        object.__setattr__(self, "_median", self.lengths.median)
 
     @property
     def name(self) -> str:
-        return f"always {self.tokens} tokens and {self.latent_steps} latent steps"
+        lengths, latents = self.lengths, f", {100 * self.latent_share:.0f} % latents" if self.latent_share else ""
+        return f"log-normal (mean {lengths.mean:.0f}, spread {lengths.spread:g}, at most {lengths.longest}{latents})"
 
     def draw(self, random: Random) -> Completion:
-        return Completion(self.tokens, self.latent_steps)
-
-
-@dataclass(frozen=True, slots=True)
-class LognormalLengths:
-    """Discrete tokens, log-normal and cut at the limit; many short ones and a long tail, as sampled traces are.
-
-    With mean m and spread s of the logarithm, ln T is normal with mean ln m - s^2 / 2 and deviation s.
-    """
-
-    mean: float
-    """Before the cut."""
-    spread: float
-    """Standard deviation of the logarithm; 0 makes them all the same."""
-    limit: int
-    """`rollout.max_new_tokens`."""
-    latent_per_token: float = 0.0
-    """Latent steps on top, in proportion."""
-
-    def __post_init__(self) -> None:
-        if not self.mean > 0 or not self.spread >= 0 or self.limit < 1 or not self.latent_per_token >= 0:
-            raise ValueError(
-                f"lengths: given mean {self.mean:g}, spread {self.spread:g}, limit {self.limit}; needed a mean above 0, "
-                "a spread of at least 0 and a limit of at least 1"
-            )
-
-    @property
-    def name(self) -> str:
-        return f"log-normal, mean {self.mean:.0f} tokens, spread {self.spread:g}, at most {self.limit}"
-
-    def draw(self, random: Random) -> Completion:
-        drawn = random.lognormvariate(math.log(self.mean) - self.spread**2 / 2, self.spread)
-        tokens = min(self.limit, max(1, round(drawn)))
-        return Completion(tokens, round(tokens * self.latent_per_token))
+        drawn = self._median * math.exp(random.gauss(0.0, self.lengths.spread)) if self.lengths.spread else self._median
+        positions = min(self.lengths.longest, max(1, round(drawn)))
+        latents = round(positions * self.latent_share)
+        return Completion(positions - latents, latents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +67,17 @@ class MeasuredLengths:
     """Completions of a run, drawn again with replacement."""
 
     seen: tuple[Completion, ...]
-    source: str = "measured"
+    source: str = "a run"
 
     def __post_init__(self) -> None:
         if not self.seen:
-            raise ValueError(
-                f"lengths: {self.source} holds no completion to draw from; give a run that has sampled some"
-            )
-        wrong = next((one for one in self.seen if one.tokens < 0 or one.latent_steps < 0 or not one.positions), None)
+            raise ValueError(f"lengths: {self.source} holds no completion to draw from; give one that has sampled some")
+        wrong = next((one for one in self.seen if min(one) < 0 or not one.positions), None)
         if wrong is not None:
-            raise ValueError(f"lengths: {self.source} holds a completion of {wrong.tokens} tokens, which cannot be")
+            raise ValueError(
+                f"lengths: {self.source} holds a completion of {wrong.tokens} tokens and {wrong.latent_steps} latent "
+                "steps, which cannot be"
+            )
 
     @property
     def name(self) -> str:
@@ -111,52 +89,81 @@ class MeasuredLengths:
 
 @dataclass(frozen=True, slots=True)
 class LatentForm:
-    """What becomes of a discrete trace when a share of its sentences is thought in latents.
+    """What a latent step stands for, by the way LiteReason makes its traces (arXiv 2512.02240).
 
-    LiteReason's traces (arXiv 2512.02240): of a replaced sentence of n tokens remain a marker and int(t_r n) latent steps, clamped to
-    [1, max_steps].
+    Of a replaced sentence of n tokens remain a marker and N = int(t_r n) latent steps, clamped to [1, max_steps].
     """
 
-    share: float
-    """Of the sentences; the recipe's `stages.traces.replace_ratios`, or what a policy has learned."""
     token_ratio: float
     """t_r."""
     max_steps: int
     sentence_tokens: float
     marker_tokens: int
-    """Of <implicit_thought>N</implicit_thought>: 3 with `model.add_marker_tokens`, about 12 in ordinary pieces."""
+    """Of <implicit_thought>N</implicit_thought>."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"latent share: given {self.share:g}, needed 0 to 1")
-        if self.sentence_tokens <= 0 or self.token_ratio <= 0 or self.max_steps < 1 or self.marker_tokens < 1:
-            raise ValueError("latent form: sentence, ratio, steps and marker have to be above 0")
+        if self.sentence_tokens <= 0 or self.token_ratio <= 0 or self.max_steps < 1 or self.marker_tokens < 0:
+            raise ValueError("latent form: sentence, ratio and steps have to be above 0, the marker's tokens not below")
 
-    def of(self, discrete: Completion) -> Completion:
-        """The same trace with latents. Sentences are all of the mean length."""
-        replaced = self.share * discrete.tokens / self.sentence_tokens
-        steps = min(self.max_steps, max(1, int(self.token_ratio * self.sentence_tokens)))
-        tokens = discrete.tokens * (1.0 - self.share) + replaced * self.marker_tokens
-        return Completion(max(1, round(tokens)), round(replaced * steps))
+    @property
+    def steps(self) -> int:
+        """N of a sentence of the mean length."""
+        return min(self.max_steps, max(1, int(self.token_ratio * self.sentence_tokens)))
+
+    @property
+    def saved_tokens(self) -> float:
+        """Tokens that a latent step saves: those of its share of a sentence, less those of its marker."""
+        return (self.sentence_tokens - self.marker_tokens) / self.steps
+
+    def in_words(self, completion: Completion) -> Completion:
+        """The same reasoning with every latent written out."""
+        return Completion(max(1, round(completion.tokens + self.saved_tokens * completion.latent_steps)), 0)
+
+    def in_latents(self, completion: Completion, share: float) -> Completion:
+        """The same reasoning with a share of its sentences, all of the mean length, as latents."""
+        steps = share * completion.tokens / self.sentence_tokens * self.steps
+        return Completion(max(1, round(completion.tokens - self.saved_tokens * steps)), round(steps))
 
 
 @dataclass(frozen=True, slots=True)
-class LatentLengths:
-    """Discrete lengths in their latent form."""
+class InWords:
+    """Completions with their latents written out, cut at the limit."""
 
-    discrete: Lengths
+    latent: LengthSource
     form: LatentForm
+    limit: int
 
     @property
     def name(self) -> str:
-        return f"{self.discrete.name}; {100 * self.form.share:.0f} % of the sentences as latents"
+        return f"{self.latent.name}, every latent step written out as {self.form.saved_tokens:.1f} tokens"
 
     def draw(self, random: Random) -> Completion:
-        return self.form.of(self.discrete.draw(random))
+        tokens = self.form.in_words(self.latent.draw(random)).tokens
+        return Completion(min(tokens, self.limit), 0)
 
 
-def mean_completion(lengths: Lengths, draws: int = 2000) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class InLatents:
+    """Discrete completions with a share of their sentences as latents."""
+
+    discrete: LengthSource
+    form: LatentForm
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share of sentences thought in latents: given {self.share:g}, needed 0 to 1")
+
+    @property
+    def name(self) -> str:
+        return f"{self.discrete.name}, {100 * self.share:.0f} % of the sentences as latents"
+
+    def draw(self, random: Random) -> Completion:
+        return self.form.in_latents(self.discrete.draw(random), self.share)
+
+
+def mean_completion(lengths: LengthSource, draws: int = 2000) -> tuple[float, float]:
     """Mean tokens and latent steps, over a fixed sample."""
     random = Random("mean")
-    drawn: Sequence[Completion] = [lengths.draw(random) for _ in range(draws)]
+    drawn = [lengths.draw(random) for _ in range(draws)]
     return sum(one.tokens for one in drawn) / draws, sum(one.latent_steps for one in drawn) / draws

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, Protocol
 
-from lrscale.plan.simulation.lengths import Lengths
+from lrscale.plan.simulation.lengths import LengthSource
 
 FAILURES_PER_NODE_DAY = 419 / (54 * 2048)
 """Llama 3's pre-training: 419 unexpected interruptions in 54 days on 2,048 nodes of 8 H100 (arXiv 2407.21783, section
@@ -23,7 +23,7 @@ class Latency(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LognormalLatency:
-    """Log-normal seconds, parameterised as `LognormalLengths`; a spread of 0 makes them all the same."""
+    """Log-normal seconds of a given mean; `spread` is the deviation of their logarithm, 0 makes them all the same."""
 
     mean_s: float
     spread: float = 0.0
@@ -60,6 +60,8 @@ class Costs:
     """(rows side by side, mean positions behind each) to seconds of one more position of all of them, on one engine."""
     max_rows: int
     """Rows of one engine; what its KV memory holds, or the recipe's limit."""
+    shared_prefill: bool = True
+    """Whether an engine computes the prompt of a group once."""
     logprob_s_per_token: float = 0.0
     """Wall seconds of the whole trainer a position (prompts included)."""
     update_s_per_token: float = 0.0
@@ -74,7 +76,9 @@ class Costs:
 
     def __post_init__(self) -> None:
         negative = [
-            name for name in self.__slots__ if name not in ("decode_s", "max_rows") and not getattr(self, name) >= 0.0
+            name
+            for name in self.__slots__
+            if name not in ("decode_s", "max_rows", "shared_prefill") and not getattr(self, name) >= 0.0
         ]
         if negative:
             raise ValueError(f"costs: {', '.join(negative)} below 0; give seconds")
@@ -121,7 +125,7 @@ class Scenario:
     prompts_per_step: int
     group_size: int
     prompt_tokens: int
-    lengths: Lengths
+    lengths: LengthSource
     costs: Costs
     scoring: Scoring
     engines: int

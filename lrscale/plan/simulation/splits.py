@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lrscale.plan.simulation.run import simulate_run
 from lrscale.plan.simulation.scenario import Failures, Scenario
 
-_STEPS = 5
+_STEPS = 3
 _COARSE = 9
 
 
@@ -18,7 +18,6 @@ class SplitTime:
     """One way of giving out the nodes."""
 
     generate_nodes: int
-    train_nodes: int
     step_s: float
     """Mean of a few simulated steps; inf where it cannot run."""
     reason: str = ""
@@ -26,37 +25,36 @@ class SplitTime:
 
 
 def split_times(
-    build: Callable[[int], Scenario], nodes: int, *, told: Callable[[], None] = lambda: None
+    build: Callable[[int], Scenario], candidates: Sequence[int], *, told: Callable[[], None] = lambda: None
 ) -> tuple[SplitTime, ...]:
-    """Splits of the nodes, tried coarsely and then around the best, by the nodes that generate.
+    """Splits side by side, by the nodes that generate; of many only some, and then those around the best.
 
     Args:
         build: The scenario with so many nodes that generate. Its ValueError says that there is none.
-        nodes: Of both roles together.
+        candidates: Numbers of nodes that could generate, in order.
         told: Told after every split that was tried.
 
     Raises:
-        ValueError: fewer than two nodes cannot be split.
+        ValueError: there is no candidate.
     """
-    if nodes < 2:
-        raise ValueError(f"{nodes} node(s) cannot be split into generating and training ones; give at least 2")
+    if not candidates:
+        raise ValueError("no way to split the nodes: give at least 2, and a number over which the sequences divide")
     tried: dict[int, SplitTime] = {}
 
-    def try_all(candidates: Iterable[int]) -> None:
-        for count in candidates:
-            if 0 < count < nodes and count not in tried:
-                tried[count] = _timed(build, count, nodes)
+    def try_all(places: Iterable[int]) -> None:
+        for place in places:
+            if 0 <= place < len(candidates) and place not in tried:
+                tried[place] = _timed(build, candidates[place])
                 told()
 
-    try_all(
-        range(1, nodes) if nodes <= _COARSE + 1 else sorted({round(nodes * k / _COARSE) for k in range(1, _COARSE)})
-    )
-    gap = max(1, nodes // _COARSE)
+    last = len(candidates) - 1
+    gap = max(1, math.ceil(last / (_COARSE - 1)))
+    try_all({*range(0, last, gap), last})
     while gap > 1:
         gap //= 2
-        centre = best(tried.values()).generate_nodes
+        centre = min(tried, key=lambda place: tried[place].step_s)
         try_all((centre - gap, centre + gap))
-    return tuple(tried[count] for count in sorted(tried))
+    return tuple(tried[place] for place in sorted(tried))
 
 
 def best(splits: Iterable[SplitTime]) -> SplitTime:
@@ -64,25 +62,23 @@ def best(splits: Iterable[SplitTime]) -> SplitTime:
     return min(splits, key=lambda split: split.step_s)
 
 
-def _timed(build: Callable[[int], Scenario], generate_nodes: int, nodes: int) -> SplitTime:
-    train_nodes = nodes - generate_nodes
+def _timed(build: Callable[[int], Scenario], generate_nodes: int) -> SplitTime:
     try:
-        scenario = build(generate_nodes)
+        return SplitTime(generate_nodes, steady_step_s(build(generate_nodes)))
     except ValueError as error:
-        return SplitTime(generate_nodes, train_nodes, math.inf, str(error))
-    return SplitTime(generate_nodes, train_nodes, steady_step_s(scenario))
+        return SplitTime(generate_nodes, math.inf, str(error))
 
 
 def steady_step_s(scenario: Scenario, steps: int = _STEPS) -> float:
     """Seconds a step without failures and checkpoints, once the pipeline is full; from few steps of one seed."""
     quiet = replace(
         scenario,
-        steps=steps,
+        steps=steps + 1,
         failures=Failures(),
         time_limit_s=None,
-        checkpoint_every=steps,
+        checkpoint_every=steps + 1,
         refresh_every=0,
     )
     ends = simulate_run(quiet, seed=0).ledger.step_ends
     refresh_s = scenario.costs.refresh_s / scenario.refresh_every if scenario.refresh_every else 0.0
-    return (ends[steps] - ends[1]) / (steps - 1) + refresh_s
+    return (ends[steps + 1] - ends[1]) / steps + refresh_s

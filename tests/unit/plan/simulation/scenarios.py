@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lrscale.plan.simulation.lengths import LognormalLengths
+from lrscale.plan.lengths import Lengths
+from lrscale.plan.simulation.lengths import AssumedLengths
 from lrscale.plan.simulation.scenario import Costs, LognormalLatency, Scenario, Scoring
 
 COSTS = Costs(
@@ -28,7 +29,7 @@ def scenario(**changes: Any) -> Scenario:
         prompts_per_step=8,
         group_size=8,
         prompt_tokens=50,
-        lengths=LognormalLengths(100.0, 0.6, 400),
+        lengths=AssumedLengths(Lengths(100.0, 400)),
         costs=COSTS,
         scoring=Scoring(8, LognormalLatency(1.0, 0.5)),
         engines=4,
@@ -37,3 +38,9 @@ def scenario(**changes: Any) -> Scenario:
         refresh_every=4,
     )
     return replace(some, **changes)
+
+
+def fixed(tokens: int, latent_steps: int = 0) -> AssumedLengths:
+    """All the same."""
+    positions = tokens + latent_steps
+    return AssumedLengths(Lengths(positions, positions, spread=0.0), latent_steps / positions)

@@ -8,18 +8,19 @@ from random import Random
 
 import pytest
 
+from lrscale.plan.lengths import Lengths
 from lrscale.plan.simulation.lengths import (
+    AssumedLengths,
     Completion,
-    FixedLengths,
+    InLatents,
+    InWords,
     LatentForm,
-    LatentLengths,
-    LognormalLengths,
     MeasuredLengths,
     mean_completion,
 )
 from lrscale.plan.simulation.scenario import Failures, LognormalLatency, Scoring
-from lrscale.plan.simulation.splits import best, split_times
-from tests.unit.plan.simulation.scenarios import COSTS, scenario
+from lrscale.plan.simulation.splits import best, split_times, steady_step_s
+from tests.unit.plan.simulation.scenarios import COSTS, fixed, scenario
 
 
 @pytest.mark.parametrize(
@@ -41,11 +42,12 @@ from tests.unit.plan.simulation.scenarios import COSTS, scenario
         (lambda: replace(COSTS, prefill_tokens_per_s=0.0), "above 0"),
         (lambda: MeasuredLengths((), "runs/x"), "runs/x holds no completion"),
         (lambda: MeasuredLengths((Completion(0, 0),)), "cannot be"),
-        (lambda: LognormalLengths(0.0, 0.5, 100), "a mean above 0"),
-        (lambda: LognormalLengths(float("nan"), 0.5, 100), "a mean above 0"),
-        (lambda: FixedLengths(0), "at least 1"),
-        (lambda: LatentForm(1.5, 0.2, 5, 20, 12), "0 to 1"),
-        (lambda: split_times(lambda count: scenario(), 1), "at least 2"),
+        (lambda: AssumedLengths(Lengths(0.0, 100)), "a mean above 0"),
+        (lambda: AssumedLengths(Lengths(float("nan"), 100)), "a mean above 0"),
+        (lambda: AssumedLengths(Lengths(50.0, 100), 1.0), "a share of 0 up to 1"),
+        (lambda: LatentForm(0.0, 5, 20, 12), "above 0"),
+        (lambda: InLatents(fixed(10), LatentForm(0.2, 5, 20, 12), 1.5), "0 to 1"),
+        (lambda: split_times(lambda count: scenario(), []), "at least 2"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Callable[[], object], words: str) -> None:
@@ -53,19 +55,22 @@ def test_what_cannot_be_is_refused(make: Callable[[], object], words: str) -> No
         make()
 
 
-def test_lognormal_lengths_have_the_mean_that_was_asked_for() -> None:
-    """Locks out the median taken for the mean."""
-    assert mean_completion(LognormalLengths(500.0, 0.5, 100_000), draws=20_000)[0] == pytest.approx(500.0, rel=0.02)
-    drawn = [LognormalLengths(500.0, 0.8, 600).draw(Random(seed)) for seed in range(200)]
-    assert max(one.tokens for one in drawn) == 600
+def test_assumed_lengths_have_the_mean_that_was_asked_for() -> None:
+    """Locks out the median taken for the mean, and a mean that the cut takes away."""
+    tokens, latents = mean_completion(AssumedLengths(Lengths(500.0, 700, spread=0.8), 0.2), draws=20_000)
+    assert (tokens, latents) == (pytest.approx(400.0, rel=0.02), pytest.approx(100.0, rel=0.02))
+    drawn = [AssumedLengths(Lengths(500.0, 600, spread=0.8)).draw(Random(seed)) for seed in range(200)]
+    assert max(one.positions for one in drawn) == 600
 
 
-def test_latents_take_the_place_of_sentences() -> None:
+def test_latents_take_the_place_of_sentences_and_back() -> None:
     """400 tokens in sentences of 20: five of twenty become a marker of 3 tokens and int(0.2 x 20) steps each."""
-    form = LatentForm(share=0.25, token_ratio=0.2, max_steps=5, sentence_tokens=20, marker_tokens=3)
-    assert form.of(Completion(400, 0)) == Completion(300 + 15, 20)
-    assert form.of(Completion(400, 0)).positions < 400
-    assert LatentLengths(FixedLengths(400), form).draw(Random(0)) == Completion(315, 20)
+    form = LatentForm(token_ratio=0.2, max_steps=5, sentence_tokens=20, marker_tokens=3)
+    latent = form.in_latents(Completion(400, 0), 0.25)
+    assert latent == Completion(300 + 5 * 3, 5 * 4)
+    assert form.in_words(latent) == Completion(400, 0)
+    assert InLatents(fixed(400), form, 0.25).draw(Random(0)) == latent
+    assert InWords(MeasuredLengths((latent,)), form, limit=390).draw(Random(0)) == Completion(390, 0)
 
 
 @pytest.mark.parametrize("nodes", [4, 60])
@@ -82,13 +87,8 @@ def test_the_best_split_is_found(nodes: int) -> None:
             generate_nodes=generate_nodes, train_nodes=train_nodes,
         )  # fmt: skip
 
-    tried = split_times(build, nodes)  # type: ignore[arg-type]
+    tried = split_times(build, range(1, nodes))  # type: ignore[arg-type]
     assert len(tried) == 3 if nodes == 4 else len(tried) < 25
-    everything = {}
-    for count in range(1, nodes):
-        if count != 3:
-            from lrscale.plan.simulation.splits import steady_step_s
-
-            everything[count] = steady_step_s(build(count))  # type: ignore[arg-type]
-    assert best(tried).step_s <= 1.03 * min(everything.values())
-    assert next((split.reason for split in tried if split.generate_nodes == 3), "does not divide") == "does not divide"
+    everything = [steady_step_s(build(count)) for count in range(1, nodes) if count != 3]  # type: ignore[arg-type]
+    assert best(tried).step_s <= 1.03 * min(everything)
+    assert [split.reason for split in tried if split.generate_nodes == 3] in ([], ["does not divide"])
