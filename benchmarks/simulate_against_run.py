@@ -18,6 +18,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -133,6 +134,7 @@ def train_by_turns(folders: dict[Setting, Path], steps: int) -> None:
 
         def asked(self) -> bool:
             turns.pass_on(int(threading.current_thread().name))
+            print(".", end="", file=sys.__stderr__, flush=True)
             return False
 
     def train(number: int, folder: Path, setting: Setting) -> None:
