@@ -57,13 +57,15 @@ def flops(dims: ModelDims, positions: int, *, scored: int | None = None, causal:
         causal: Count half of the attention, as kernels that skip what is masked compute it (FlashAttention,
             arXiv 2205.14135); FlopCounterMode counts all of it.
     """
-    matrices = sum(dims.attention_matrices + dims.mlp_matrices(layer, active=True) for layer in range(dims.layers))
+    matrices = sum(
+        count * (dims.attention_matrices + dims.mlp_matrices(layer, active=True)) for layer, count in dims.layer_kinds
+    )
     width = dims.heads * dims.head_dim
     pairs = positions * positions * (0.5 if causal else 1.0)
     return Flops(
         layers=2.0 * matrices * positions,
         attention=4.0 * dims.layers * width * pairs,
-        last_products=2.0 * sum(_down(dims, layer) for layer in range(dims.layers)) * positions,
+        last_products=2.0 * sum(count * _down(dims, layer) for layer, count in dims.layer_kinds) * positions,
         head=2.0 * dims.vocabulary * dims.hidden * (positions if scored is None else scored),
     )
 

@@ -16,8 +16,8 @@ from lrscale.plan.states import (
     ELEMENT_BYTES,
     RankStates,
     ZeroSettings,
-    policy_tensors,
     rank_states,
+    tensor_sizes,
     weight_elements,
     zero_settings,
 )
@@ -63,8 +63,15 @@ class MemoryPlan:
     phases: tuple[Phase, ...]
     states: float
     """GiB a GPU of weights, gradients, masters and moments that a training rank keeps."""
-    host_per_node: float
-    """GiB at most, while loading, saving, or for what is offloaded."""
+
+    @property
+    def host_largest(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.host)
+
+    @property
+    def host_per_node(self) -> float:
+        """GiB a node at most: while loading, saving, or for what is offloaded."""
+        return self.host_largest.host
 
     @property
     def largest(self) -> Phase:
@@ -94,8 +101,7 @@ def memory_plan(
         machine or load_machine(),
         zero or zero_settings(dims.hidden),
     )
-    phases = tuple(needs.phases())
-    return MemoryPlan(phases, _gib(needs.kept.states), max(phase.host for phase in phases))
+    return MemoryPlan(tuple(needs.phases()), _gib(needs.kept.states))
 
 
 def whole_copy_gib(recipe: Recipe, dims: ModelDims) -> float:
@@ -206,7 +212,7 @@ class _Needs:
         if not self.layout.colocated:
             return 0
         kept = self.kept
-        states = kept.parked if self.recipe.parallel.offload_between_phases else kept.states
+        states = kept.parked if self.recipe.parallel.offload_between_phases else kept.resting
         return states + kept.persistent + kept.buckets
 
     @property
@@ -226,7 +232,7 @@ class _Needs:
     @property
     def cache_bytes(self) -> float:
         """Of keys and values on one GPU, at most."""
-        memory = _bytes(gpu_memory_gib(self.recipe, self.machine))
+        memory = _bytes(self.recipe.cluster.gpu_memory_gib)
         overheads = self.machine.overheads
         fixed = self.engine_weights + self.engine_activations
         free = memory - self.beside_engine - fixed - _bytes(overheads.fragmentation_gib.value)
@@ -251,12 +257,14 @@ class _Needs:
     def phases(self) -> Iterator[Phase]:
         """In the order in which a run gets to them."""
         kept = self.kept
-        largest = max(tensor.elements for tensor in policy_tensors(self.recipe, self.dims)) * self.element
+        largest = max(elements for elements, _ in tensor_sizes(self.recipe, self.dims)) * self.element
         block = self.dims.projector_parameters(1) * self.element
-        mean = {"states": kept.states, "persistent": kept.persistent}
-        base = {**mean, "buckets": kept.buckets}
-        yield self._phase("load", {**mean, "whole tensors": max(largest, block)}, host=self._loading(block))
-        expanding = {"live": self.live, "activations": self.expanded, "logits": self.logits}
+        base = {"states": kept.resting, "persistent": kept.persistent, "buckets": kept.buckets}
+        weights = {"states": kept.resting, "persistent": kept.persistent, "whole tensors": max(largest, block)}
+        yield self._phase("load", weights, host=self._loading(block))
+        share = self.dims.projector_parameters(self.recipe.projector.layers) / weight_elements(self.recipe, self.dims)
+        graded = kept.resting + (kept.gradients * share if kept.passing else 0)
+        expanding = {"states": graded, "live": self.live, "activations": self.expanded, "logits": self.logits}
         yield self._phase("projector SFT", base | expanding)
         yield self._rollout()
         forward = self.element * self.tokens * self.dims.hidden * _ACTIVATIONS_PER_TOKEN
@@ -265,7 +273,8 @@ class _Needs:
             base | {"live": self.live, "activations": forward, "logits": self.logits, "latents": self.latents},
         )
         training = {"live": self.live, "activations": self.activations, "logits": self.logits, "latents": self.latents}
-        yield self._phase("update", base | max(training, {"optimizer step": self.step}, key=lambda p: sum(p.values())))
+        training["states"] = kept.states
+        yield self._phase("update", base | max(training, {"states": kept.states, "optimizer step": self.step}, key=lambda p: sum(p.values())))
         bucket = max(min(_GATHER_BUCKET, self.element * weight_elements(self.recipe, self.dims)), largest)
         copied = self.engine_weights if self.layout.colocated else 0
         resident = {"states": self.beside_engine - kept.persistent - kept.buckets} if self.layout.colocated else {}
@@ -280,7 +289,7 @@ class _Needs:
         if self.layout.colocated:
             states = self.beside_engine - kept.persistent - kept.buckets
             parts = {"states": states, "persistent": kept.persistent, "buckets": kept.buckets}
-            parked = (kept.states - states) * self.layout.gpus_per_node
+            parked = (kept.resting - states) * self.layout.gpus_per_node
         name = "engine activations" if self.layout.engine == "vllm" else "live"
         parts |= {"engine weights": self.engine_weights, name: self.engine_activations, "cache": self.cache}
         gpus = "train" if self.layout.colocated else "rollout"
@@ -301,11 +310,6 @@ class _Needs:
         allowance = self.machine.overheads.fragmentation_gib.value
         sizes = ((part, _gib(size)) for part, size in parts.items() if size)
         return Phase(name, (*sizes, ("allowance", allowance)), _gib(host), gpus)
-
-
-def gpu_memory_gib(recipe: Recipe, machine: Machine) -> float:
-    """What a GPU has: the recipe's word, unless another kind of GPU than the default one was asked for."""
-    return min(recipe.cluster.gpu_memory_gib, machine.gpu.memory_gib)
 
 
 def _bytes(gib: float) -> int:

@@ -68,6 +68,14 @@ class ModelDims:
         return not self.learned_positions
 
     @property
+    def layer_kinds(self) -> tuple[tuple[int, int], ...]:
+        """A layer of each kind that there is (with an MLP, with experts), and how many there are of it."""
+        dense = self.experts.dense_layers if self.experts is not None else ()
+        with_experts = [layer for layer in range(self.layers) if layer not in dense]
+        kinds = ((with_experts[0], len(with_experts)) if with_experts else None, (dense[0], len(dense)) if dense else None)
+        return tuple(kind for kind in kinds if kind is not None)
+
+    @property
     def attention_matrices(self) -> int:
         """Elements of a layer's query, key, value and output projections."""
         return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
@@ -85,19 +93,19 @@ class ModelDims:
     @property
     def layer_parameters(self) -> int:
         """Of the largest layer."""
-        return max(self._parameters_of(layer) for layer in range(self.layers))
+        return max(self._parameters_of(layer) for layer, _ in self.layer_kinds)
 
     @property
     def parameters(self) -> int:
         """Equal to the sum over `lrscale.plan.tensors.model_tensors`."""
-        return self._embeddings + sum(self._parameters_of(layer) for layer in range(self.layers))
+        return self._embeddings + sum(count * self._parameters_of(layer) for layer, count in self.layer_kinds)
 
     @property
     def active_parameters(self) -> int:
         """That a token passes: fewer than `parameters` in a mixture of experts."""
         idle = sum(
-            self.mlp_matrices(layer, active=False) - self.mlp_matrices(layer, active=True)
-            for layer in range(self.layers)
+            count * (self.mlp_matrices(layer, active=False) - self.mlp_matrices(layer, active=True))
+            for layer, count in self.layer_kinds
         )
         return self.parameters - idle
 
