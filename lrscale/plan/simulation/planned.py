@@ -9,8 +9,9 @@ from lrscale.config.hardware import Machine
 from lrscale.config.recipe import Recipe
 from lrscale.config.reward import TaskRewardConfig
 from lrscale.plan.duration import duration_s
+from lrscale.plan.fit import overflow
 from lrscale.plan.layout import Layout
-from lrscale.plan.memory import gpu_memory_gib, memory_plan
+from lrscale.plan.memory import memory_plan
 from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.simulation.lengths import AssumedLengths, InLatents, InWords, LatentForm, LengthSource
 from lrscale.plan.simulation.scenario import (
@@ -130,10 +131,10 @@ class PlannedRun:
     def split(self, kind: Layout, generate_nodes: int) -> Scenario:
         """With so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
         layout = replace(kind, rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes)
-        largest = memory_plan(self.recipe, self.dims, layout, self.machine).largest
-        there = gpu_memory_gib(self.recipe, self.machine)
-        if largest.total > there:
-            raise ValueError(f"{largest.name} takes {largest.total:.0f} of {there:.0f} GiB a GPU")
+        memory = memory_plan(self.recipe, self.dims, layout, self.machine)
+        over = overflow(memory, self.recipe.cluster.gpu_memory_gib)
+        if over is not None:
+            raise ValueError(f"{over.phase.name} takes {over.phase.total:.1f} of {over.limit:g} GiB a GPU")
         return self.scenario(layout)
 
     def _scoring(self, layout: Layout) -> Scoring:
