@@ -177,7 +177,9 @@ def _allocated(engine: Any) -> dict[str, int]:
         optimizer = engine._engines[group].optimizer
         counts["gradients"] += optimizer.grad_partitions_flat_buffer.nbytes
         weights = {flat.data_ptr() for flat in optimizer.fp16_partitioned_groups_flat}
-        counts["masters"] += sum(m.nbytes for m in optimizer.fp32_partitioned_groups_flat if m.data_ptr() not in weights)
+        counts["masters"] += sum(
+            m.nbytes for m in optimizer.fp32_partitioned_groups_flat if m.data_ptr() not in weights
+        )
         states = optimizer.optimizer.state.values()
         counts["moments"] += sum(value.nbytes for state in states for value in state.values() if value.dim())
         counts["buckets"] += sum(bucket.buffer.nbytes for bucket in optimizer.ipg_buckets.values())

@@ -149,7 +149,9 @@ def require_dims(loaded: LoadedRecipe) -> ModelDims:
     try:
         return read_dims(config)
     except ModelConfigError as error:
-        raise RecipeError([_found(loaded, key, f"{model}: {error}", "complete the file, or take it from the hub")]) from error
+        raise RecipeError(
+            [_found(loaded, key, f"{model}: {error}", "complete the file, or take it from the hub")]
+        ) from error
 
 
 def _config(model: str) -> dict[str, Any]:

@@ -159,9 +159,7 @@ def _larger(start: Change) -> Iterator[Change]:
         if not above or above[0] > _MOST_NODES:
             break
         trainer = _with(trainer, ("cluster", "nodes"), above[0])
-        yield Change(
-            (*start.options, f"--nodes {above[0]}"), trainer, replace(layout, train_nodes=above[0])
-        )
+        yield Change((*start.options, f"--nodes {above[0]}"), trainer, replace(layout, train_nodes=above[0]))
     if layout.engine == "vllm":
         wider = layout.tensor_parallel * 2
         if wider <= layout.gpus_per_node:

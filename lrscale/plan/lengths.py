@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-
 USUAL_SPREAD = 0.6
 """An assumption: the longest of 768 sequences is then six times as long as the median, if the limit allows."""
 

@@ -274,7 +274,10 @@ class _Needs:
         )
         training = {"live": self.live, "activations": self.activations, "logits": self.logits, "latents": self.latents}
         training["states"] = kept.states
-        yield self._phase("update", base | max(training, {"states": kept.states, "optimizer step": self.step}, key=lambda p: sum(p.values())))
+        yield self._phase(
+            "update",
+            base | max(training, {"states": kept.states, "optimizer step": self.step}, key=lambda p: sum(p.values())),
+        )
         bucket = max(min(_GATHER_BUCKET, self.element * weight_elements(self.recipe, self.dims)), largest)
         copied = self.engine_weights if self.layout.colocated else 0
         resident = {"states": self.beside_engine - kept.persistent - kept.buckets} if self.layout.colocated else {}

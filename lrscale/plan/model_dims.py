@@ -72,7 +72,10 @@ class ModelDims:
         """A layer of each kind that there is (with an MLP, with experts), and how many there are of it."""
         dense = self.experts.dense_layers if self.experts is not None else ()
         with_experts = [layer for layer in range(self.layers) if layer not in dense]
-        kinds = ((with_experts[0], len(with_experts)) if with_experts else None, (dense[0], len(dense)) if dense else None)
+        kinds = (
+            (with_experts[0], len(with_experts)) if with_experts else None,
+            (dense[0], len(dense)) if dense else None,
+        )
         return tuple(kind for kind in kinds if kind is not None)
 
     @property

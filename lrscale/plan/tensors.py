@@ -41,7 +41,7 @@ def projector_tensors(dims: ModelDims, layers: int, kind: str) -> tuple[TensorSh
 
 
 def _llama(dims: ModelDims) -> Iterator[TensorShape]:
-    H, D = dims.hidden, dims.head_dim  # noqa: N806 - the notation of CONTRIBUTING.md
+    H, D = dims.hidden, dims.head_dim
     yield TensorShape("model.embed_tokens.weight", (dims.vocabulary, H))
     rows = {"q": D * dims.heads, "k": D * dims.kv_heads, "v": D * dims.kv_heads}
     norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -75,7 +75,7 @@ def _mlp(dims: ModelDims, prefix: str, width: int) -> Iterator[TensorShape]:
 
 def _moe(dims: ModelDims, experts: Experts, prefix: str) -> Iterator[TensorShape]:
     """transformers 5 keeps the experts of a layer in two tensors."""
-    H, width = dims.hidden, experts.intermediate  # noqa: N806
+    H, width = dims.hidden, experts.intermediate
     yield TensorShape(f"{prefix}experts.gate_up_proj", (experts.count, 2 * width, H))
     yield TensorShape(f"{prefix}experts.down_proj", (experts.count, H, width))
     yield TensorShape(f"{prefix}gate.weight", (experts.count, H))
@@ -85,7 +85,7 @@ def _moe(dims: ModelDims, experts: Experts, prefix: str) -> Iterator[TensorShape
 
 
 def _gpt2(dims: ModelDims) -> Iterator[TensorShape]:
-    H = dims.hidden  # noqa: N806
+    H = dims.hidden
     yield TensorShape("transformer.wte.weight", (dims.vocabulary, H))
     yield TensorShape("transformer.wpe.weight", (dims.learned_positions, H))
     for layer in range(dims.layers):
