@@ -171,13 +171,13 @@ def _larger(start: Change) -> Iterator[Change]:
             yield Change((*start.options, f"--rollout-nodes {split.rollout_nodes}"), start.recipe, split)
 
 
-def _set(start: Change, key: str, value: bool | int) -> Change:
+def _set(start: Change, key: str, value: int) -> Change:
     shown = str(value).lower() if isinstance(value, bool) else value
     recipe = _with(start.recipe, tuple(key.split(".")), value)
     return Change((*start.options, f"--set {key}={shown}"), recipe, start.layout)
 
 
-def _with(recipe: Recipe, key: tuple[str, ...], value: bool | int) -> Recipe:
+def _with(recipe: Recipe, key: tuple[str, ...], value: int) -> Recipe:
     """A copy with one value changed; the value is of the field's own range."""
     section, name = key
     inner: Section = getattr(recipe, section)

@@ -5,7 +5,7 @@ N ranks, P parameters, H hidden width, V vocabulary; parts of a phase are there 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lrscale.config.hardware import Machine, load_machine
@@ -308,7 +308,7 @@ class _Needs:
     def _ranks(self) -> int:
         return self.layout.train_gpus if self.sharded else 1
 
-    def _phase(self, name: str, parts: dict[str, float], *, host: float = 0.0, gpus: str = "train") -> Phase:
+    def _phase(self, name: str, parts: Mapping[str, float], *, host: float = 0.0, gpus: str = "train") -> Phase:
         host += self.kept.host * self.layout.gpus_per_node if gpus == "train" else 0
         allowance = self.machine.overheads.fragmentation_gib.value
         sizes = ((part, _gib(size)) for part, size in parts.items() if size)

@@ -104,8 +104,8 @@ def _memory(plan: RunPlan) -> Iterator[str]:
     yield f"{'memory, GiB':<15s}{'GPU':>7s}{'host':>8s}  what it is for"
     for phase in memory.phases:
         parts = ", ".join(f"{name} {size:.1f}" for name, size in phase.parts if size >= _SHOWN_GIB)
-        over = "  TOO MUCH" if plan.overflow is not None and phase.total > limit else ""
-        yield f"{phase.name:<15s}{phase.total:7.1f}{phase.host:8.1f}  {parts}{over}"
+        mark = "  TOO MUCH" if plan.overflow is not None and phase.total > limit else ""
+        yield f"{phase.name:<15s}{phase.total:7.1f}{phase.host:8.1f}  {parts}{mark}"
     yield f"checkpoint of {plan.checkpoint_gib:,.1f} GiB on disk, {plan.disk_gib:,.1f} GiB with those that are kept"
     over = plan.overflow
     if over is None:

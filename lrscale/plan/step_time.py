@@ -7,6 +7,7 @@ may be given measured ones instead.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from lrscale.plan.workload import MARKERS_A_ROW, Workload, workload
 
 _OPTIMIZER_TRAFFIC = 28
 """Bytes that a fused AdamW step reads and writes a parameter: gradient 2, master, two moments in and out 24, weight 2."""
+_ROWS_OF_A_SUM = 64
+"""Rows of the sums between an engine's GPUs: their start-up counts, hardly their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ class StepModel:
         """
         if batch <= 0:
             return 0.0
-        touched = 1 - (1 - self.expert_share) ** batch if self.experts_s else 0.0
-        projected = 1 - (1 - latent_share) ** batch
+        touched = 1 - math.pow(1 - self.expert_share, batch) if self.experts_s else 0.0
+        projected = 1 - math.pow(1 - latent_share, batch)
         read_s = self.weights_s + touched * self.experts_s + projected * self.projector_s
         read_s += batch * context * self.position_s
         return self.step_s + max(read_s, batch * self.row_s)
@@ -145,8 +148,21 @@ def step_model(
     load_s = job.bytes / 2**30 / (recipe.cluster.read_gib_s * layout.train_nodes)
     if layout.engine == "vllm":
         load_s = max(load_s, job.bytes / 2**30 / recipe.cluster.read_gib_s)  # every node of engines reads all of it
+    rate, experts = job.memory_rate * layout.tensor_parallel, dims.experts
     return StepModel(
-        **job.decoding(),
+        engines=layout.engines,
+        gpus_per_engine=layout.tensor_parallel,
+        prefill_positions_per_s=job.computing_rate / job.products,
+        shared_prefill=layout.engine == "vllm",
+        step_s=job.step_s,
+        weights_s=(job.bytes - job.projector_bytes - job.experts_bytes) / rate,
+        experts_s=job.experts_bytes / rate,
+        expert_share=experts.active / experts.count if experts else 0.0,
+        projector_s=job.projector_bytes / rate,
+        position_s=dims.kv_bytes_per_token(job.element) / rate,
+        row_s=job.products / job.computing_rate,
+        cache_positions=cache_positions(recipe, dims, layout, machine),
+        batch_limit=recipe.rollout.batch_rows,
         logprob_s=job.logprob_s,
         update_s=job.update_s,
         optimizer_s=job.optimizer_s,
@@ -210,41 +226,34 @@ class _Job:
             self.machine, size, nodes=layout.train_nodes, gpus_per_node=layout.gpus_per_node, messages=messages
         )
 
-    def decoding(self) -> dict[str, float | int | bool]:
-        """The fields of StepModel that tell how engines decode."""
+    @property
+    def experts_bytes(self) -> float:
+        """Of all experts of a mixture; 0 for dense models."""
+        experts, idle = self.dims.experts, self.dims.parameters - self.dims.active_parameters
+        return self.element * idle * experts.count / (experts.count - experts.active) if experts and idle else 0.0
+
+    @property
+    def step_s(self) -> float:
+        """Of a decoding step whatever it holds: the program around it, and collectives of two sums a layer where an
+        engine spans several GPUs (Megatron-LM, arXiv 1909.08053, section 3), or of all weights where it spans none."""
         dims, layout, overheads = self.dims, self.layout, self.machine.overheads
-        width = layout.tensor_parallel
-        local = layout.engine == "local"
-        experts = dims.experts
-        idle = dims.parameters - dims.active_parameters
-        all_experts = idle * experts.count / (experts.count - experts.active) if experts and idle else 0.0
-        rate = self.memory_rate * width
-        step_s = overheads.decode_step_ms.value * 1e-3
-        if local:
-            step_s = dims.layers * overheads.eager_layer_us.value * 1e-6
-        if self.per_layer:
-            step_s += self.gathered_s(self.bytes - self.projector_bytes, dims.layers)
-        rows = self.recipe.rollout.batch_rows
-        step_s += 2 * dims.layers * all_reduce_s(self.machine, min(rows, 64) * dims.hidden * self.element, width)
-        mean = self.work.prompt_tokens + self.work.lengths.mean
-        one = flops(dims, round(mean), causal=True)
-        products = one.forward / round(mean)
-        computing = self.peak * width * self.machine.efficiencies.prefill.value
-        return {
-            "engines": layout.engines,
-            "gpus_per_engine": width,
-            "prefill_positions_per_s": computing / products,
-            "shared_prefill": not local,
-            "step_s": step_s,
-            "weights_s": self.element * (dims.parameters - all_experts) / rate,
-            "experts_s": self.element * all_experts / rate,
-            "expert_share": experts.active / experts.count if experts else 0.0,
-            "projector_s": self.projector_bytes / rate,
-            "position_s": dims.kv_bytes_per_token(self.element) / rate,
-            "row_s": products / computing,
-            "cache_positions": cache_positions(self.recipe, dims, layout, self.machine),
-            "batch_limit": rows,
-        }
+        rows = min(self.recipe.rollout.batch_rows, _ROWS_OF_A_SUM)
+        summed_s = all_reduce_s(self.machine, rows * dims.hidden * self.element, layout.tensor_parallel)
+        if layout.engine == "vllm":
+            return overheads.decode_step_ms.value * 1e-3 + 2 * dims.layers * summed_s
+        moved_s = self.gathered_s(self.bytes - self.projector_bytes, dims.layers) if self.per_layer else 0.0
+        return dims.layers * overheads.eager_layer_us.value * 1e-6 + moved_s
+
+    @property
+    def products(self) -> float:
+        """Operations of a position, forward."""
+        mean = max(1, round(self.work.prompt_tokens + self.work.lengths.mean))
+        return flops(self.dims, mean, causal=True).forward / mean
+
+    @property
+    def computing_rate(self) -> float:
+        """Operations a second of an engine."""
+        return self.peak * self.layout.tensor_parallel * self.machine.efficiencies.prefill.value
 
     @property
     def logprob_s(self) -> float:

@@ -60,7 +60,7 @@ def test_a_forward_and_backward_of_each_kind(kind: str) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_update_of_the_policy(checkpointing: bool) -> None:
+def test_an_update_of_the_policy(*, checkpointing: bool) -> None:
     """Locks out a forgotten recomputation: of layers, and of the head's chunks; products of `replay` as RL runs it."""
     model, config = model_of("llama", num_key_value_heads=2)
     policy = LatentPolicy.from_pretrained(model, tiny_tokenizer())
