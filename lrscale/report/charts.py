@@ -187,4 +187,3 @@ def _draw(draw: Callable[[], None]) -> None:
             draw()
     finally:
         fonts.setLevel(level)
-

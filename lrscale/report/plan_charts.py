@@ -17,9 +17,7 @@ _WIDTH = 8.0
 def plan_charts(plan: Mapping[str, Any], name: str) -> list[Chart]:
     """Those that the plan has numbers for, for the page; `name` is unique on it."""
     values = plan_values(plan)
-    return [
-        chart_of(draw(values, PAGE_INK), f"{name}-{kind}", caption) for kind, _, caption, draw in _drawn(values)
-    ]
+    return [chart_of(draw(values, PAGE_INK), f"{name}-{kind}", caption) for kind, _, caption, draw in _drawn(values)]
 
 
 def write_plan_charts(plan: Mapping[str, Any], folder: Path, subject: str) -> list[Path]:

@@ -42,7 +42,13 @@ def memory(ax: Any, bars: Sequence[MemoryBar], limit_gib: float | None, ink: Ink
         left = 0.0
         for kind, size in bar.parts.items():
             ax.barh(
-                row, size, left=left, height=0.62, color=ink[MEMORY_COLOURS[kind]], edgecolor=ink["surface"], linewidth=0.8
+                row,
+                size,
+                left=left,
+                height=0.62,
+                color=ink[MEMORY_COLOURS[kind]],
+                edgecolor=ink["surface"],
+                linewidth=0.8,
             )
             left += size
         over = limit_gib is not None and left > limit_gib + 0.01

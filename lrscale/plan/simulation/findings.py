@@ -35,7 +35,7 @@ def _runs(study: Study) -> str:
         "" if detailed >= steps else f", the first {detailed} of each sequence by sequence, the others drawn from them"
     )
     placed = f"{study.scenario.placement}, {study.scenario.schedule.replace('_', ' ')}"
-    return f"simulated {study.seeds} runs of {steps} steps ({placed}){drawn}"
+    return f"runs      {study.seeds} of {steps} steps, simulated ({placed}){drawn}"
 
 
 def _time(study: Study) -> str:
@@ -89,8 +89,8 @@ def _reasoning(study: Study) -> str:
     change = 100 * (other.step_s / own.step_s - 1)
     sizes = " against ".join(f"{way.tokens:.0f} tokens and {way.latent_steps:.0f} latent steps" for way in (other, own))
     return (
-        f"latents   {other.name} instead ({sizes} a completion): {hours(other.step_s)} a step, {change:+.0f} %; "
-        "that fewer tokens are as right is not assumed"
+        f"latents   {other.name} instead ({sizes} a completion): {hours(other.step_s)} a step, {change:+.0f} %, "
+        "refreshes of the projector counted; which is right more often is not for a plan to say"
     )
 
 
