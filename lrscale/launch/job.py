@@ -141,10 +141,10 @@ def require_dims(loaded: LoadedRecipe) -> ModelDims:
         return known[model]
     config = _config(model)
     if not config:
-        near = difflib.get_close_matches(model, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        near = difflib.get_close_matches(model, known, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         message = f"{model}: no config.json of it is on this machine, and its dimensions do not come with lrscale"
-        help_ = f"{hint}give a folder with its config.json, or one of: {', '.join(known)}"
+        help_ = f"{hint}give a folder with its config.json; the weights are not needed"
         raise RecipeError([_found(loaded, key, message, help_)])
     try:
         return read_dims(config)

@@ -62,4 +62,4 @@ def plan_of(  # noqa: PLR0913 - options of the command line
             recipe, dims, layout, machine, workload(recipe, **known), zero=zero, scoring_s=scoring_s, price=price
         )
     except LayoutError as error:
-        raise RecipeError([Problem(Place("layout"), "", str(error), "")]) from error
+        raise RecipeError([Problem(Place(error.option), "", str(error))]) from error

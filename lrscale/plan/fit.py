@@ -51,6 +51,8 @@ class Suggestion:
     options: tuple[str, ...]
     peak: float
     """GiB a GPU then."""
+    host: float
+    """GiB of host memory a node then."""
 
 
 def overflow(plan: MemoryPlan, limit: float) -> Overflow | None:
@@ -64,49 +66,58 @@ def overflow(plan: MemoryPlan, limit: float) -> Overflow | None:
 def suggestions(
     recipe: Recipe, dims: ModelDims, layout: Layout, machine: Machine, zero: ZeroSettings | None = None
 ) -> list[Suggestion]:
-    """The smallest changes that make everything fit: single ones, and where none does, two at a time.
+    """The smallest changes that make everything fit: single ones, then two at a time, then one with more machines.
 
     Cheap ones come first: what costs time only, then what changes the run, then more machines.
     """
     limit = recipe.cluster.gpu_memory_gib
     found: list[Suggestion] = []
-    for count in (1, 2):
-        for change in _changed(recipe, dims, layout, count):
-            peak = memory_plan(change.recipe, dims, change.layout, machine, zero).peak
-            if peak <= limit + _ROUNDING:
-                found.append(Suggestion(change.options, peak))
-        if any(option.startswith("--set") for one in found for option in one.options):
-            break  # else ways that need no other machines are looked for among pairs
+    for changes in _rounds(Change((), recipe, layout)):
+        for change in _possible(changes, dims):
+            plan = memory_plan(change.recipe, dims, change.layout, machine, zero)
+            if plan.peak <= limit + _ROUNDING:
+                found.append(Suggestion(change.options, plan.peak, plan.host_per_node))
+        if any(one.options[0].startswith("--set") for one in found):
+            break  # else ways that need no other machines are looked for in the next round
     return _distinct(found)[:_SUGGESTIONS]
 
 
 def _distinct(found: list[Suggestion]) -> list[Suggestion]:
-    """Of several values of the same keys the first, which is the mildest."""
+    """Of several values of the same keys the first, which is the mildest; nothing that another one makes needless."""
     kept: dict[tuple[str, ...], Suggestion] = {}
     for one in found:
-        kept.setdefault(tuple(option.partition("=")[0].rstrip("0123456789") for option in one.options), one)
+        if not any(set(other.options) < set(one.options) for other in found):
+            kept.setdefault(tuple(_key(option) for option in one.options), one)
     return list(kept.values())
 
 
-def _changed(recipe: Recipe, dims: ModelDims, layout: Layout, count: int) -> Iterator[Change]:
-    singles = list(_single(Change((), recipe, layout)))
-    if count == 1:
-        yield from _possible(singles, dims)
-        return
+def _rounds(start: Change) -> Iterator[Iterable[Change]]:
+    """Single changes; pairs of such that need no other machines; one of these with other machines."""
+    singles = list(_single(start))
     here = [change for change in singles if change.options[0].startswith("--set")]
     kinds = [_kind(change) for change in here]
-    for one in here:
-        follow = kinds.index(_kind(one)) + kinds.count(_kind(one))
-        wanted = set(kinds[follow:])
-        yield from _possible((both for both in _single(one) if _kind(both) in wanted), dims)
+    yield singles
+    yield (
+        both
+        for one in here
+        for both in _single(one)
+        if _kind(both) in kinds[kinds.index(_kind(one)) + kinds.count(_kind(one)) :]
+    )
+    yield (both for one in here for both in _larger(one))
 
 
 def _kind(change: Change) -> str:
-    """What its newest option alters, whatever the value."""
-    return change.options[-1].partition("=")[0].rstrip("0123456789")
+    """What its newest option alters."""
+    return _key(change.options[-1])
+
+
+def _key(option: str) -> str:
+    """An option without its value."""
+    return option.partition("=")[0].rstrip("0123456789")
 
 
 def _possible(changes: Iterable[Change], dims: ModelDims) -> Iterator[Change]:
+    """Those whose layout the model allows."""
     for change in changes:
         try:
             require_layout(change.layout, dims)
@@ -154,10 +165,7 @@ def _larger(start: Change) -> Iterator[Change]:
     if start.recipe.parallel.kind == "single" and layout.gpus_per_node * layout.nodes == 1:
         return
     trainer = start.recipe
-    for _ in range(4):
-        above = [nodes for nodes in dividing_nodes(trainer) if nodes > trainer.cluster.nodes]
-        if not above or above[0] > _MOST_NODES:
-            break
+    while above := [nodes for nodes in dividing_nodes(trainer) if trainer.cluster.nodes < nodes <= _MOST_NODES]:
         trainer = _with(trainer, ("cluster", "nodes"), above[0])
         yield Change((*start.options, f"--nodes {above[0]}"), trainer, replace(layout, train_nodes=above[0]))
     if layout.engine == "vllm":

@@ -13,7 +13,11 @@ EngineKind = Literal["local", "vllm"]
 
 
 class LayoutError(ValueError):
-    """GPUs that cannot be shared out like that."""
+    """GPUs that cannot be shared out like that; `option` of the command line is the one to change."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,36 +89,43 @@ def layout_of(
 
 def require_layout(layout: Layout, dims: ModelDims) -> None:
     """Raises LayoutError, naming every factor, for a layout that nothing could run."""
-    tensor_parallel = layout.tensor_parallel
-    if min(layout.train_nodes, layout.gpus_per_node, tensor_parallel) < 1 or layout.rollout_nodes < 0:
+    width = layout.tensor_parallel
+    if min(layout.train_nodes, layout.gpus_per_node, width) < 1 or layout.rollout_nodes < 0:
         raise LayoutError(
+            "--nodes",
             f"{layout.train_nodes} nodes of {layout.gpus_per_node} GPUs, {layout.rollout_nodes} nodes that generate, "
-            f"engines of {tensor_parallel} GPUs: nodes, GPUs and GPUs an engine are at least 1"
+            f"engines of {width} GPUs: nodes, GPUs and GPUs an engine are at least 1",
         )
-    if layout.rollout_gpus % tensor_parallel:
+    if layout.engine == "local" and (width > 1 or layout.rollout_nodes):
         raise LayoutError(
-            f"tensor parallel {tensor_parallel} does not divide the {layout.rollout_gpus} GPUs that generate "
-            f"({layout.rollout_nodes or layout.train_nodes} nodes of {layout.gpus_per_node})"
-        )
-    for name, count in (("attention heads", dims.heads), ("width of the MLP", dims.intermediate)):
-        if count % tensor_parallel:
-            raise LayoutError(
-                f"tensor parallel {tensor_parallel} does not divide the model's {name}, {count}: an engine's GPUs "
-                f"share them; try {largest_divisor(count, tensor_parallel)}"
-            )
-    if max(dims.kv_heads, tensor_parallel) % min(dims.kv_heads, tensor_parallel):
-        raise LayoutError(
-            f"tensor parallel {tensor_parallel} neither divides the model's {dims.kv_heads} heads of keys and values "
-            "nor is a multiple of them"
-        )
-    if layout.engine == "local" and (tensor_parallel > 1 or layout.rollout_nodes):
-        raise LayoutError(
+            "--engine local",
             "the local engine decodes in the training processes: nodes that only generate and tensor parallelism need "
-            "another engine (--engine vllm)"
+            "another engine (--engine vllm)",
         )
     if layout.one_step_off and layout.colocated:
         raise LayoutError(
-            "one step off policy generates while it trains: it needs nodes that only generate (--rollout-nodes)"
+            "--one-step-off",
+            "one step off policy generates while it trains: it needs nodes that only generate (--rollout-nodes)",
+        )
+    option = f"--tensor-parallel {width}"
+    if layout.rollout_gpus % width:
+        raise LayoutError(
+            option,
+            f"tensor parallel {width} does not divide the {layout.rollout_gpus} GPUs that generate "
+            f"({layout.rollout_nodes or layout.train_nodes} nodes of {layout.gpus_per_node})",
+        )
+    for name, count in (("attention heads", dims.heads), ("width of the MLP", dims.intermediate)):
+        if count % width:
+            raise LayoutError(
+                option,
+                f"tensor parallel {width} does not divide the model's {name}, {count}, which an engine's GPUs share; "
+                f"try {largest_divisor(count, width)}",
+            )
+    if max(dims.kv_heads, width) % min(dims.kv_heads, width):
+        raise LayoutError(
+            option,
+            f"tensor parallel {width} neither divides the model's {dims.kv_heads} heads of keys and values nor is a "
+            "multiple of them",
         )
 
 

@@ -37,7 +37,7 @@ def assumptions(plan: RunPlan, given: Sequence[str]) -> Iterator[str]:
     if words:
         yield f"assumed: {', '.join(words)}"
     if plan.recipe.model.device == "cpu":
-        yield f"the recipe runs on CPUs; planned as if each of its ranks had a {plan.machine.gpu.name}"
+        yield f"the recipe runs on CPUs; planned as if each of its ranks had a GPU of its own ({plan.machine.gpu.name})"
     if not plan.dims.exact:
         yield "the model's kind is not among those that are counted exactly: counted as if it were a Llama"
 
@@ -116,9 +116,9 @@ def _memory(plan: RunPlan) -> Iterator[str]:
         f"it {over.part}"
     )
     for one in plan.suggestions:
-        yield f"  fits with {' '.join(one.options)} ({one.peak:.1f} GiB)"
+        yield f"  fits with {' '.join(one.options)} ({one.peak:.1f} GiB a GPU, {one.host:,.0f} of host memory a node)"
     if not plan.suggestions:
-        yield "  no one or two changes were found with which it would"
+        yield "  neither one change nor two were found with which it would"
 
 
 def _step(plan: RunPlan) -> Iterator[str]:
