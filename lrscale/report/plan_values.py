@@ -69,13 +69,16 @@ class PlanValues:
     scaling: tuple[ScaleValue, ...]
     gpus: int | None
 
-    @property
-    def nothing(self) -> bool:
-        return not (self.memory or self.timeline or self.scaling)
-
 
 def plan_values(plan: Mapping[str, Any]) -> PlanValues:
-    """Of a plan.json, or of what `lrscale plan --json` prints."""
+    """Of a plan.json; nothing of one that is damaged, which is no reason for a report not to be written."""
+    try:
+        return _read(plan)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return PlanValues((), None, (), False, (), None)
+
+
+def _read(plan: Mapping[str, Any]) -> PlanValues:
     simulated = _timeline(_section(plan, "simulation").get("timeline"))
     limit, gpus = plan.get("gpu_limit_gib"), _section(plan, "layout").get("gpus")
     return PlanValues(
