@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from lrscale.plan.simulation.run import simulate_run
 from lrscale.plan.simulation.scenario import Failures, Scenario
 
-_STEPS = 3
+_STEPS, _ENOUGH_SEQUENCES = 3, 12_000
+"""Simulated for the time of a step; steps of many sequences differ little, so that one or two do."""
 _COARSE = 9
 
 
@@ -69,8 +70,9 @@ def _timed(build: Callable[[int], Scenario], generate_nodes: int) -> SplitTime:
         return SplitTime(generate_nodes, math.inf, str(error))
 
 
-def steady_step_s(scenario: Scenario, steps: int = _STEPS) -> float:
+def steady_step_s(scenario: Scenario) -> float:
     """Seconds a step without failures and checkpoints, once the pipeline is full; from few steps of one seed."""
+    steps = min(_STEPS, max(1, _ENOUGH_SEQUENCES // scenario.sequences))
     quiet = replace(
         scenario,
         steps=steps + 1,

@@ -165,7 +165,7 @@ def study(
         simulate_run(scenario, seed, detailed_steps=detailed, told=count.farthest(seed * scenario.steps))
         for seed in range(seeds)
     ]
-    step_s = Spread.of([run.step_s for run in runs])
+    step_s, steady_s = Spread.of([run.step_s for run in runs]), steady_step_s(scenario)
     reliability = Reliability(
         scenario.costs.checkpoint_s,
         scenario.mtbf_s,
@@ -181,9 +181,9 @@ def study(
         restarts=max(run.restarts for run in runs),
         phases=_shares(runs),
         utilisation={role: statistics.fmean(run.utilisation()[role] for run in runs) for role in runs[0].utilisation()},
-        intervals=best_interval(steady_step_s(scenario), scenario.checkpoint_every, reliability),
+        intervals=best_interval(steady_s, scenario.checkpoint_every, reliability),
         split=_best_split(planned, layout),
-        reasoning=_reasoning(planned, scenario),
+        reasoning=_reasoning(planned, scenario, steady_s),
         spans=runs[0].spans,
     )
 
@@ -222,12 +222,13 @@ def _best_split(planned: PlannedRun, layout: Layout) -> SplitChoice | None:
     return SplitChoice(kind.tensor_parallel, tried, layout.nodes)
 
 
-def _reasoning(planned: PlannedRun, scenario: Scenario) -> tuple[Reasoning, Reasoning]:
+def _reasoning(planned: PlannedRun, scenario: Scenario, steady_s: float) -> tuple[Reasoning, Reasoning]:
     names = ("with latents", "discrete") if planned.work.latent_share else ("discrete", "with latents")
+    other = planned.in_the_other_way(scenario)
     ways = []
-    for name, way in zip(names, (scenario, planned.in_the_other_way(scenario)), strict=True):
+    for name, way, step_s in zip(names, (scenario, other), (steady_s, steady_step_s(other)), strict=True):
         tokens, latents = mean_completion(way.lengths)
-        ways.append(Reasoning(name, way.lengths.name, tokens, latents, steady_step_s(way)))
+        ways.append(Reasoning(name, way.lengths.name, tokens, latents, step_s))
     return ways[0], ways[1]
 
 

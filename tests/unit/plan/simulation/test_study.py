@@ -67,7 +67,8 @@ def test_a_study_tells_everything(studied: Study) -> None:
 
 
 def test_one_node_has_no_split_and_no_failures_no_interval() -> None:
-    planned = plan("stages.rl.arms=[discrete]", "stages.rl.prompts_per_step=2", "cluster.nodes=1")
+    small = ("model.path=Qwen/Qwen3-4B", "stages.rl.arms=[discrete]", "stages.rl.prompts_per_step=2", "cluster.nodes=1")
+    planned = plan(*small)
     study = found(planned, seeds=1, steps=3, failures_per_node_day=0.0)
     text = "\n".join(study_lines(study, max_restarts=20))
     assert "no way to give nodes of their own" in text and "none assumed" in text and "the fewer the better" in text
@@ -76,9 +77,9 @@ def test_one_node_has_no_split_and_no_failures_no_interval() -> None:
 
 
 def test_4096_gpus_are_simulated() -> None:
-    """With 65,536 sequences a step, split and one step off policy; most steps are drawn."""
+    """With 4,096 sequences a step, split and one step off policy; most steps are drawn."""
     large = plan(
-        "stages.rl.prompts_per_step=1024", "cluster.nodes=256", rollout_nodes=256, one_step_off=True, tensor_parallel=8
+        "stages.rl.prompts_per_step=256", "cluster.nodes=256", rollout_nodes=256, one_step_off=True, tensor_parallel=8
     )
     study = found(large, seeds=1)
     assert large.layout.gpus == 4096 and study.detailed_steps < study.scenario.steps
@@ -93,7 +94,10 @@ def test_lengths_and_scoring_come_from_a_run(tmp_path: Path) -> None:
         line = {"arm": arm, "tokens": tokens, "latent_steps": latents, "prompt_ids": [1] * 700}
         (folder / f"{arm}-step-10.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(line)}\n")
     (tmp_path / "metrics.jsonl").write_text('{"stage": "reward", "samples": 10, "scoring_s": 45.0}\n')
-    study = found(plan("reward={kind: function, path: /r.py}"), seeds=1, steps=2, lengths_from=tmp_path)
+    (tmp_path / "r.py").write_text("")
+    study = found(
+        plan(f"reward={{kind: function, path: {tmp_path / 'r.py'}}}"), seeds=1, steps=2, lengths_from=tmp_path
+    )
     own, other = study.reasoning
     assert (own.tokens, own.latent_steps, other.tokens) == (300, 30, 500)
     assert study.scenario.prompt_tokens == 700
