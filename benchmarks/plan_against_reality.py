@@ -58,10 +58,12 @@ def main() -> None:
         return
     print(f"{'model':>6s}{'dtype':>10s}{'ranks':>6s}  {'':14s}{'planned':>14s}{'real':>14s}{'error':>8s}")
     for ranks in (1, 2, 4):
+        print(f"{ranks} ranks: a minute or two", file=sys.stderr)
         for one in compare(EVERYTHING, ranks):
             print(
                 f"{one.model:>6s}{one.dtype:>10s}{one.ranks:6d}  {one.what:14s}{one.planned:14,d}{one.real:14,d}"
-                f"{one.error:8.2%}"
+                f"{one.error:8.2%}",
+                flush=True,
             )
 
 

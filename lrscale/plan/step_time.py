@@ -39,6 +39,8 @@ class StepModel:
     """Of one engine."""
     shared_prefill: bool
     """Whether an engine computes the prompt of a group once (prefix caching)."""
+    refills: bool
+    """Whether a place that becomes free is taken by the next sequence at once."""
     step_s: float
     """Of a decoding step whatever it holds: scheduling, kernels, collectives between the engine's GPUs."""
     weights_s: float
@@ -105,34 +107,36 @@ class StepModel:
     ) -> float:
         """Until the last of `prompts` x `group` sequences has ended; `lengths` are those of all completions.
 
-        Continuous batching on the engine with the longest sequence: places are filled as they become free. Between two
-        endings the batch stays as it is. `latents` is the share of latent positions.
+        That of the engine with the longest sequence. Engines that refill their places go on as soon as one is free
+        (continuous batching: Orca, OSDI 2022), others when all of a batch have ended. `latents` is the share of latent
+        positions.
         """
         mine = sorted(lengths)[:: -max(1, self.engines)]  # the longest, and every so many-th below it
         order = [mine[index] for index in _strided(len(mine))]
         share = -(-prompts * (1 if self.shared_prefill else group) // self.engines)
-        total_s = self.prefill_s(share * prompt_tokens)
-        return total_s + self._drained_s(order, prompt_tokens, latents)
+        places = self.max_batch(prompt_tokens + sum(order) / max(1, len(order)))
+        batches = [order] if self.refills else [order[at : at + places] for at in range(0, len(order), places)]
+        decoding_s = (self._decoded_s(batch, places, prompt_tokens, latents) for batch in batches)
+        return self.prefill_s(share * prompt_tokens) + sum(decoding_s)
 
-    def _drained_s(self, completions: Sequence[int], prompt_tokens: float, latents: float) -> float:
-        mean = sum(completions) / max(1, len(completions))
-        places = self.max_batch(prompt_tokens + mean)
-        waiting = iter(completions)
-        ends: list[int] = []  # step numbers at which the sequences at work end
-        clock_s, step = 0.0, 0
-        for length in _first(waiting, places):
-            heapq.heappush(ends, length)
-        while ends:
-            next_end = ends[0]
-            context = prompt_tokens + mean / 2 if len(ends) >= places else prompt_tokens + step / 2 + mean / 4
-            clock_s += (next_end - step) * self.decode_step_s(len(ends), context, latents)
-            step = next_end
-            while ends and ends[0] == step:
-                heapq.heappop(ends)
+    def _decoded_s(self, lengths: Sequence[int], places: int, prompt_tokens: float, latents: float) -> float:
+        """Until all have ended, at most `places` side by side; from one ending to the next the batch stays as it is."""
+        running = [(length, 0) for length in lengths[:places]]  # the steps at which each ends, and began
+        heapq.heapify(running)
+        waiting = iter(lengths[places:])
+        seconds, step, began = 0.0, 0, 0
+        while running:
+            ending = running[0][0]
+            context = prompt_tokens + (step + ending) / 2 - began / len(running)
+            seconds += (ending - step) * self.decode_step_s(len(running), context, latents)
+            step = ending
+            while running and running[0][0] == step:
+                began -= heapq.heappop(running)[1]
                 follower = next(waiting, None)
                 if follower is not None:
-                    heapq.heappush(ends, step + follower)
-        return clock_s
+                    heapq.heappush(running, (step + follower, step))
+                    began += step
+        return seconds
 
 
 def step_model(
@@ -154,6 +158,7 @@ def step_model(
         gpus_per_engine=layout.tensor_parallel,
         prefill_positions_per_s=job.computing_rate / job.products,
         shared_prefill=layout.engine == "vllm",
+        refills=layout.engine == "vllm",
         step_s=job.step_s,
         weights_s=(job.bytes - job.projector_bytes - job.experts_bytes) / rate,
         experts_s=job.experts_bytes / rate,
@@ -351,11 +356,3 @@ def _coprime(a: int, b: int) -> bool:
     while b:
         a, b = b, a % b
     return a == 1
-
-
-def _first(values: Iterator[int], count: int) -> Iterator[int]:
-    for _ in range(count):
-        value = next(values, None)
-        if value is None:
-            return
-        yield value

@@ -80,6 +80,11 @@ def test_the_longest_sequence_decides_and_places_are_filled_again() -> None:
     )  # fmt: skip
     assert model.rollout_s(8, 1, 10, range(1, 9), 0.0) == pytest.approx(8.0)
     assert 18.0 <= replace(model, batch_limit=2).rollout_s(8, 1, 10, range(1, 9), 0.0) <= 22.0
+    batches = replace(model, batch_limit=2, refills=False)
+    assert batches.rollout_s(8, 1, 10, [5] * 8, 0.0) == pytest.approx(20.0)
+    assert batches.rollout_s(8, 1, 10, range(1, 9), 0.0) > replace(batches, refills=True).rollout_s(
+        8, 1, 10, range(1, 9), 0.0
+    )
     assert replace(model, engines=8).rollout_s(8, 1, 10, range(1, 9), 0.0) == pytest.approx(8.0)
     assert replace(model, cache_positions=30).max_batch(10) == 3
 
