@@ -77,7 +77,7 @@ class PlannedRun:
             generate_nodes=layout.rollout_nodes,
             placement="colocated" if layout.colocated else "split",
             schedule="one_step_off" if layout.one_step_off else "synchronous",
-            continuous=layout.engine == "vllm",
+            continuous=model.refills,
             checkpoint_every=rl.checkpoint_every,
             refresh_every=self.work.refresh_every,
             failures=Failures(given.failures_per_node_day, given.detect_s, given.requeue_s),
