@@ -122,7 +122,7 @@ def submit_run(
     """Submit a run to SLURM; `follow` shows its logs until it ends."""
     import shlex
 
-    from lrscale.launch import on_slurm, rundir, slurm, submission
+    from lrscale.launch import on_slurm, plan_file, rundir, slurm, submission
 
     planned = on_slurm.plan(loaded, runs_dir, dry=dry_run, say=say, in_job=in_job)
     run = on_slurm.write(planned, runs_dir, sys.argv[1:], dry=dry_run or test_only)
@@ -134,6 +134,7 @@ def submit_run(
         told["test_only"] = slurm.test_only(planned.command)
         typer.echo(json.dumps(told) if as_json else told["test_only"])
     else:
+        plan_file.keep_own_plan(planned.loaded, run.path)
         told["job_id"] = submission.submit(planned.loaded.recipe, run.path, planned.command)
         shown = shlex.quote(str(run.path))
         say(f"submitted; lrscale status {shown}, lrscale logs -f {shown}, lrscale stop {shown}")

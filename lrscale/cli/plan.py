@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lrscale.cli import simulation
 from lrscale.cli.app import Overrides, app, say
 
 
@@ -47,12 +48,22 @@ def plan(
         list[str] | None,
         typer.Option("--constant", metavar="KEY=VALUE", help="One constant, e.g. efficiencies.training=0.5."),
     ] = None,
+    simulate: simulation.Simulate = False,
+    steps: simulation.Steps = None,
+    seeds: simulation.Seeds = 5,
+    failures_per_node_day: simulation.FailuresPerNodeDay = None,
+    requeue_s: simulation.RequeueS = None,
+    reward_s: simulation.RewardS = None,
+    lengths_from: simulation.LengthsFrom = None,
+    charts: simulation.Charts = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout.")] = False,
 ) -> None:
     """Memory, time and cost of a run before a GPU-hour is spent.
 
     Memory a GPU and a node by phase, what runs out first and what would help; the seconds of an RL step by a roofline;
     GPU-hours, energy and price. From the recipe and the model's dimensions alone: neither GPUs nor weights are needed.
+    With --simulate the whole run as a simulation: time to the last step with its spread, what each role waits for, the
+    best split of nodes and checkpoint interval, latents against words.
     """
     from lrscale.config.compose import Option
     from lrscale.config.hardware import DEFAULT_FABRIC, DEFAULT_GPU, load_machine
@@ -89,4 +100,15 @@ def plan(
     )
     for line in assumptions(planned, [f"--{name.replace('_', '-')}" for name in told]):
         say(line)
-    typer.echo(json.dumps(run_values(planned)) if as_json else "\n".join(run_lines(planned)))
+    lines, values = list(run_lines(planned)), run_values(planned)
+    if simulate:
+        from lrscale.launch.simulating import SimulationOptions
+        from lrscale.plan.simulation.findings import study_lines
+
+        options_ = SimulationOptions(steps, seeds, failures_per_node_day, requeue_s, reward_s, lengths_from)
+        found = simulation.simulated(planned, options_)
+        lines += ["", *study_lines(found, planned.recipe.cluster.max_restarts)]
+        values["simulation"] = found.to_json()
+    typer.echo(json.dumps(values) if as_json else "\n".join(lines))
+    if charts is not None:
+        simulation.draw(planned, values.get("simulation"), charts)

@@ -25,13 +25,18 @@ class Lengths:
     spread: float = USUAL_SPREAD
     """Standard deviation of the logarithm; 0: all are equally long."""
 
+    @property
+    def median(self) -> float:
+        """Before the cut."""
+        return min(self.mean, self.longest) if self.spread == 0.0 else _scale(self)
+
     def quantiles(self, count: int) -> list[int]:
         """`count` lengths that stand for as many draws, shortest first."""
         if count < 1:
             return []
         if self.spread == 0.0:
-            return [max(1, round(min(self.mean, self.longest)))] * count
-        scale = _scale(self)
+            return [max(1, round(self.median))] * count
+        scale = self.median
         normal = NormalDist()
         return [
             max(1, min(self.longest, round(scale * math.exp(self.spread * normal.inv_cdf((index + 0.5) / count)))))

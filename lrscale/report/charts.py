@@ -45,11 +45,11 @@ def accuracy_chart(arms: Sequence[ArmSummary]) -> Chart | None:
         "Accuracy on held-out prompts against the mean length of a completion (discrete tokens plus latent steps). "
         "Hollow: before RL; filled: after; bars: 95 % intervals."
     )
-    figure = _figure(PAGE_INK, 8.0, 4.3)
-    with _style(PAGE_INK):
+    figure = figure_of(PAGE_INK, 8.0, 4.3)
+    with style(PAGE_INK):
         panels.accuracy_against_length(figure.add_subplot(), arms, PAGE_INK)
         panels.shared_legend(figure, list({id(arm.run): arm.run for arm in arms}.values()), PAGE_INK)
-    return _chart(figure, "accuracy", caption)
+    return chart_of(figure, "accuracy", caption)
 
 
 def curves_chart(runs: Sequence[Run]) -> Chart | None:
@@ -62,13 +62,13 @@ def curves_chart(runs: Sequence[Run]) -> Chart | None:
     )
     if len(runs) > 1:
         caption += " Dashes tell the runs apart."
-    figure = _figure(PAGE_INK, 8.0, 5.2)
-    with _style(PAGE_INK):
+    figure = figure_of(PAGE_INK, 8.0, 5.2)
+    with style(PAGE_INK):
         axes = figure.subplots(2, 2)
         for ax, (field, title) in zip(axes.flat, panels.CURVES, strict=True):
             panels.curve(ax, runs, field, title, PAGE_INK)
         panels.shared_legend(figure, runs, PAGE_INK)
-    return _chart(figure, "curves", caption)
+    return chart_of(figure, "curves", caption)
 
 
 def histogram_chart(run: Run, arms: Sequence[ArmSummary], name: str) -> Chart | None:
@@ -79,8 +79,8 @@ def histogram_chart(run: Run, arms: Sequence[ArmSummary], name: str) -> Chart | 
     if not writing:
         return None
     caption = "Markers in a completion (top) and the number N in each marker (bottom), held-out prompts. Outlined: before RL; filled: after."
-    figure = _figure(PAGE_INK, 8.0, 4.2)
-    with _style(PAGE_INK):
+    figure = figure_of(PAGE_INK, 8.0, 4.2)
+    with style(PAGE_INK):
         axes = figure.subplots(2, max(len(writing), 2), squeeze=False)
         for column, arm in enumerate(writing):
             panels.histogram(axes[0][column], arm, "marker_histogram", PAGE_INK)
@@ -89,7 +89,7 @@ def histogram_chart(run: Run, arms: Sequence[ArmSummary], name: str) -> Chart | 
             unused.set_axis_off()
         axes[0][0].set_ylabel("share of completions")
         axes[1][0].set_ylabel("share of markers")
-    return _chart(figure, name, caption)
+    return chart_of(figure, name, caption)
 
 
 def projector_chart(run: Run, name: str) -> Chart | None:
@@ -100,13 +100,13 @@ def projector_chart(run: Run, name: str) -> Chart | None:
         "Left: loss of the first projector SFT. Middle: rms(latent) / rms(embedding); near 1 the model reads latents at the "
         "scale it knows. Right: held-out loss after markers, after the SFT (0) and after each refresh; bars: standard errors."
     )
-    figure = _figure(PAGE_INK, 8.0, 2.9)
-    with _style(PAGE_INK):
+    figure = figure_of(PAGE_INK, 8.0, 2.9)
+    with style(PAGE_INK):
         left, middle, right = figure.subplots(1, 3)
         panels.sft_curve(left, run, "loss", "SFT loss", PAGE_INK)
         panels.sft_curve(middle, run, "latent_scale", "Latent scale", PAGE_INK)
         panels.heldout(right, run, PAGE_INK)
-    return _chart(figure, name, caption)
+    return chart_of(figure, name, caption)
 
 
 def phases_chart(runs: Sequence[Run]) -> Chart | None:
@@ -114,18 +114,18 @@ def phases_chart(runs: Sequence[Run]) -> Chart | None:
     rows = sum(len(stage_times(run)) for run in runs)
     if not rows:
         return None
-    figure = _figure(PAGE_INK, 8.0, 0.9 + 0.32 * rows)
-    with _style(PAGE_INK):
+    figure = figure_of(PAGE_INK, 8.0, 0.9 + 0.32 * rows)
+    with style(PAGE_INK):
         panels.phases(figure.add_subplot(), runs, PAGE_INK)
-    return _chart(figure, "phases", "Wall time by phase. Refreshes and evaluations are part of their arm.")
+    return chart_of(figure, "phases", "Wall time by phase. Refreshes and evaluations are part of their arm.")
 
 
 def write_overview(runs: Sequence[Run], arms: Sequence[ArmSummary], path: Path) -> bool:
     """The charts worth one glance as a PNG; False, and no file, where there is nothing to draw yet."""
     if not any(arm.before or arm.after or arm.rl_steps for arm in arms):
         return False
-    figure = _figure(PNG_INK, 11.0, 7.4)
-    with _style(PNG_INK):
+    figure = figure_of(PNG_INK, 11.0, 7.4)
+    with style(PNG_INK):
         grid = figure.add_gridspec(2, 3, width_ratios=(1, 1, 1), height_ratios=(1.25, 1))
         first = figure.add_subplot(grid[0, :2])
         panels.accuracy_against_length(first, arms, PNG_INK)
@@ -134,29 +134,37 @@ def write_overview(runs: Sequence[Run], arms: Sequence[ArmSummary], path: Path) 
         for column, (field, title) in enumerate(panels.CURVES[1:]):
             panels.curve(figure.add_subplot(grid[1, column]), runs, field, title, PNG_INK)
         panels.shared_legend(figure, runs, PNG_INK, place="lower center")
-        title = f"lrscale · {', '.join(run.label if run.finished else f'{run.label} (not finished)' for run in runs)}"
-        figure.suptitle(_literal(title), x=0.012, ha="left", fontsize=12, fontweight="bold")
-        _draw(lambda: figure.savefig(path, format="png", dpi=150, metadata={"Software": None}))
+    title = f"lrscale · {', '.join(run.label if run.finished else f'{run.label} (not finished)' for run in runs)}"
+    save_png(figure, path, title)
     return True
 
 
-def _figure(ink: Ink, width: float, height: float) -> Any:
+def save_png(figure: Any, path: Path, title: str) -> None:
+    """A drawn figure with its title as a file."""
+    with style(PNG_INK):
+        figure.suptitle(panels.literal(title), x=0.012, ha="left", fontsize=12, fontweight="bold")
+        _draw(lambda: figure.savefig(path, format="png", dpi=150, metadata={"Software": None}))
+
+
+def figure_of(ink: Ink, width: float, height: float) -> Any:
     """A figure of inches with constrained layout."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ChartsMissing(CHARTS_HELP) from error
-    with _style(ink):
+    with style(ink):
         return Figure(figsize=(width, height), layout="constrained")
 
 
-def _style(ink: Ink) -> Any:
+def style(ink: Ink) -> Any:
+    """matplotlib's settings while something is drawn."""
     import matplotlib
 
     return matplotlib.rc_context(rc_params(ink))
 
 
-def _chart(figure: Any, name: str, caption: str) -> Chart:
+def chart_of(figure: Any, name: str, caption: str) -> Chart:
+    """A drawn figure as the page shows it; `name` is unique on the page."""
     import matplotlib
 
     text = io.StringIO()
@@ -179,7 +187,3 @@ def _draw(draw: Callable[[], None]) -> None:
             draw()
     finally:
         fonts.setLevel(level)
-
-
-def _literal(text: str) -> str:
-    return panels.literal(text)

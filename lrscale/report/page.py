@@ -9,8 +9,12 @@ from pathlib import Path
 
 from lrscale.report import charts, scoring, sections
 from lrscale.report.chart_style import css_variables
-from lrscale.report.runs import Run, load_runs, section
+from lrscale.report.plan_charts import plan_charts
+from lrscale.report.runs import Run, load_runs, read_json, section
 from lrscale.report.summary import ArmSummary, summarise
+
+PLAN = "plan.json"
+"""What `lrscale launch` planned for SLURM, or `lrscale plan --charts RUN` put there."""
 
 
 def write_report(run_dirs: Iterable[Path | str], out: Path | str) -> list[Path]:
@@ -71,7 +75,10 @@ def _charted_sections(runs: Sequence[Run], arms: Sequence[ArmSummary]) -> list[t
     accuracy, curves = charts.accuracy_chart(arms), charts.curves_chart(runs)
     histograms = [charts.histogram_chart(run, arms, f"markers-{number}") for number, run in enumerate(runs)]
     projectors = [charts.projector_chart(run, f"projector-{number}") for number, run in enumerate(runs)]
+    plans = [sections.plan(plan_charts(read_json(run.path / PLAN), f"plan-{n}")) for n, run in enumerate(runs)]
+    planned = [("plan", "Plan", _per_run(runs, plans))] if any(plans) else []
     return [
+        *planned,
         ("length", "Accuracy against length", sections.figure(accuracy) or sections.missing("No evaluation yet.")),
         ("curves", "Reward and length", sections.figure(curves) or sections.missing("No RL step yet.")),
         ("markers", "Markers", _per_run(runs, [_or_missing(chart) for chart in histograms])),

@@ -186,6 +186,11 @@ def rollouts(runs: Sequence[Run]) -> str:
     return key + "".join(parts)
 
 
+def plan(charts: Sequence[Chart]) -> str:
+    """What was expected before the run began; empty where nobody planned."""
+    return "".join(map(figure, charts))
+
+
 def figure(chart: Chart | None) -> str:
     if chart is None:
         return ""

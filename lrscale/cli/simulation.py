@@ -1,0 +1,78 @@
+"""What `lrscale plan` does beyond arithmetic: simulate the run, and draw the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lrscale.cli.app import say
+
+if TYPE_CHECKING:
+    from lrscale.launch.simulating import SimulationOptions
+    from lrscale.plan.run_plan import RunPlan
+    from lrscale.plan.simulation.study import Study
+
+Simulate = Annotated[
+    bool, typer.Option("--simulate", help="Simulate the whole run: failures, queues, scoring, lengths.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="With --simulate: RL steps; default: the recipe's.")]
+Seeds = Annotated[int, typer.Option(min=1, help="With --simulate: how many runs.")]
+FailuresPerNodeDay = Annotated[
+    float | None,
+    typer.Option("--failures-per-node-day", min=0, help="With --simulate; default: Llama 3's, 0.0038."),
+]
+RequeueS = Annotated[
+    float | None, typer.Option("--requeue-s", min=0, help="With --simulate: seconds in the queue after a failure.")
+]
+RewardS = Annotated[
+    float | None, typer.Option("--reward-s", min=0, help="With --simulate: mean seconds that a reward takes.")
+]
+LengthsFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--lengths-from", metavar="RUN", help="With --simulate: a run whose lengths and scoring times to take."
+    ),
+]
+Charts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Write charts (PNG) and plan.json there; a run's report shows those of its folder."
+    ),
+]
+
+
+def simulated(plan: RunPlan, options: SimulationOptions) -> Study:
+    """The simulation, with its progress on stderr."""
+    from lrscale.launch.simulating import simulate
+    from lrscale.report.timing import StageProgress
+
+    with StageProgress("simulate", 100, unit="%") as progress:
+        shown = 0
+
+        def told(done: int, total: int) -> None:
+            nonlocal shown
+            percent = 100 * done // total
+            if percent > shown:
+                progress.advance(percent - shown)
+                shown = percent
+
+        return simulate(plan, options, told)
+
+
+def draw(plan: RunPlan, simulation: dict[str, Any] | None, folder: Path) -> None:
+    """plan.json, and where matplotlib is there the charts; prints their paths."""
+    from lrscale.launch.errors import ExitCode, LaunchError
+    from lrscale.launch.plan_file import keep_plan
+    from lrscale.plan.run_file import charted_values
+    from lrscale.report.charts import ChartsMissing
+    from lrscale.report.plan_charts import write_plan_charts
+
+    values = charted_values(plan, simulation)
+    say(str(keep_plan(folder, values)))
+    try:
+        for path in write_plan_charts(values, folder, plan.recipe.name):
+            say(str(path))
+    except ChartsMissing as error:
+        raise LaunchError(str(error), code=ExitCode.USAGE, help="plan.json is there all the same") from error

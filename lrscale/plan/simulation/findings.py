@@ -1,0 +1,105 @@
+"""A study in words, a line a subject."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from lrscale.plan.simulation.ledger import PHASES
+from lrscale.plan.simulation.study import Spread, Study
+
+_ROLES = {"generate": "engines", "score": "scoring workers", "train": "trainer"}
+
+
+def study_lines(study: Study, max_restarts: int) -> Iterator[str]:
+    """For people. `max_restarts`: how often the cluster lets a job go back into the queue."""
+    yield _runs(study)
+    yield f"lengths   {study.scenario.lengths.name}"
+    yield _time(study)
+    if study.restarts > max_restarts:
+        yield (
+            f"restarts  up to {study.restarts} of a run, and cluster.max_restarts allows {max_restarts}: raise it, or "
+            "save more often than failures come"
+        )
+    shares = [(name, study.phases[name]) for name in PHASES if study.phases[name] >= 0.0005]
+    yield "waits     " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares) + " of the wall time"
+    yield "busy      " + ", ".join(f"{_ROLES[role]} {100 * share:.0f} %" for role, share in study.utilisation.items())
+    yield _saving(study)
+    yield _split(study)
+    yield _reasoning(study)
+
+
+def _runs(study: Study) -> str:
+    steps, detailed = study.scenario.steps, study.detailed_steps
+    drawn = (
+        "" if detailed >= steps else f", the first {detailed} of each sequence by sequence, the others drawn from them"
+    )
+    placed = f"{study.scenario.placement}, {study.scenario.schedule.replace('_', ' ')}"
+    return f"runs      {study.seeds} of {steps} steps, simulated ({placed}){drawn}"
+
+
+def _time(study: Study) -> str:
+    step = study.step_s
+    return (
+        f"time      {_of(study.seconds)} to step {study.scenario.steps}; {hours(step.median)} a step; {study.failures:.2g} "
+        f"failures a run ({_mtbf(study)})"
+    )
+
+
+def _mtbf(study: Study) -> str:
+    mtbf = study.scenario.mtbf_s
+    return "none assumed" if math.isinf(mtbf) else f"one in {hours(mtbf)} of this job"
+
+
+def _of(spread: Spread) -> str:
+    if math.isinf(spread.median):
+        return "never"
+    return f"{hours(spread.median)} (10 to 90 %: {hours(spread.low)} to {hours(spread.high)})"
+
+
+def _saving(study: Study) -> str:
+    intervals = study.intervals
+    chosen, found = intervals.chosen, intervals.best
+    own = (
+        f"saving    every {chosen.steps} steps costs {100 * chosen.simulated:.1f} % of the time with what failures take"
+    )
+    if math.isinf(intervals.daly_s):
+        return f"{own}; without failures, the fewer the better"
+    near = f"Young {hours(intervals.young_s)}, Daly {hours(intervals.daly_s)} between checkpoints"
+    if found.steps == chosen.steps:
+        return f"{own}; no other interval is better ({near})"
+    return f"{own}; best every {found.steps} ({hours(found.seconds)}), {100 * found.simulated:.1f} % ({near})"
+
+
+def _split(study: Study) -> str:
+    own, split = study.reasoning[0].step_s, study.split
+    if split is None:
+        return "split     no way to give nodes of their own to engines: give more nodes, or sequences that divide"
+    if math.isinf(split.best.step_s):
+        return f"split     no split of {split.nodes} nodes runs: {split.best.reason}"
+    wide = f"engines of {split.gpus_per_engine} GPU{'s' if split.gpus_per_engine > 1 else ''}"
+    return (
+        f"split     best of {len(split.tried)}: {split.best.generate_nodes} of {split.nodes} nodes generate ({wide}, one "
+        f"step off policy), {hours(split.best.step_s)} a step; as laid out {hours(own)}"
+    )
+
+
+def _reasoning(study: Study) -> str:
+    own, other = study.reasoning
+    change = 100 * (other.step_s / own.step_s - 1)
+    sizes = " against ".join(f"{way.tokens:.0f} tokens and {way.latent_steps:.0f} latent steps" for way in (other, own))
+    return (
+        f"latents   {other.name} instead ({sizes} a completion): {hours(other.step_s)} a step, {change:+.0f} %, "
+        "refreshes of the projector counted; which is right more often is not for a plan to say"
+    )
+
+
+def hours(seconds: float) -> str:
+    """`8.4 s`, `3.1 min`, `2.5 h`, `11 days`."""
+    if math.isinf(seconds):
+        return "never"
+    for size, unit in ((86400 * 3, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            value = seconds / (86400 if unit == "days" else size)
+            return f"{value:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,172 @@
+"""The scenario of a recipe: its step by the plan's rates, its failures and scores as given or assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from lrscale.config.hardware import Machine
+from lrscale.config.recipe import Recipe
+from lrscale.config.reward import TaskRewardConfig
+from lrscale.plan.duration import duration_s
+from lrscale.plan.fit import overflow
+from lrscale.plan.layout import Layout
+from lrscale.plan.memory import memory_plan
+from lrscale.plan.model_dims import ModelDims
+from lrscale.plan.simulation.lengths import AssumedLengths, InLatents, InWords, LatentForm, LengthSource
+from lrscale.plan.simulation.scenario import (
+    FAILURES_PER_NODE_DAY,
+    Costs,
+    Failures,
+    LognormalLatency,
+    Scenario,
+    Scoring,
+)
+from lrscale.plan.step_time import StepModel, step_model
+from lrscale.plan.workload import Workload
+
+ASSUMED_SCORE_S = 1.0
+"""Of a reward that runs in workers, where neither an option nor a run tells."""
+SCORE_SPREAD = 1.0
+"""Deviation of the logarithm of scoring times: judges and test suites have long tails."""
+SENTENCE_TOKENS = 20.0
+MARKER_TOKENS = 12
+"""Of <implicit_thought>N</implicit_thought> in ordinary pieces; 3 with model.add_marker_tokens."""
+_ENGINE_GPUS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What neither recipe nor machine say; None leaves it to the recipe, or to an assumption of this file."""
+
+    steps: int | None = None
+    failures_per_node_day: float = FAILURES_PER_NODE_DAY
+    detect_s: float = 60.0
+    requeue_s: float = 300.0
+    score_s: float | None = None
+    lengths: LengthSource | None = None
+    other_lengths: LengthSource | None = None
+    """Of the other way of reasoning (discrete for a recipe with latents), where a run has told them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A recipe on a machine, for any layout of its nodes."""
+
+    recipe: Recipe
+    dims: ModelDims
+    machine: Machine
+    work: Workload
+    assumptions: Assumptions = Assumptions()
+
+    def scenario(self, layout: Layout) -> Scenario:
+        """As laid out. ValueError where the layout is impossible, or where an engine holds no sequence."""
+        rl, cluster, given = self.recipe.stages.rl, self.recipe.cluster, self.assumptions
+        model = step_model(self.recipe, self.dims, layout, self.machine, work=self.work)
+        limit_s = None if cluster.time_limit is None else float(duration_s(cluster.time_limit) - cluster.drain_s)
+        return Scenario(
+            steps=given.steps or rl.steps,
+            prompts_per_step=self.work.prompts,
+            group_size=self.work.group,
+            prompt_tokens=round(self.work.prompt_tokens),
+            lengths=self.lengths,
+            costs=costs_of(model, self.work),
+            scoring=self._scoring(layout),
+            engines=model.engines,
+            train_nodes=layout.train_nodes,
+            generate_nodes=layout.rollout_nodes,
+            placement="colocated" if layout.colocated else "split",
+            schedule="one_step_off" if layout.one_step_off else "synchronous",
+            continuous=model.refills,
+            checkpoint_every=rl.checkpoint_every,
+            refresh_every=self.work.refresh_every,
+            failures=Failures(given.failures_per_node_day, given.detect_s, given.requeue_s),
+            time_limit_s=limit_s,
+        )
+
+    @property
+    def lengths(self) -> LengthSource:
+        return self.assumptions.lengths or AssumedLengths(self.work.lengths, self.work.latent_share)
+
+    @property
+    def form(self) -> LatentForm:
+        """What a latent step stands for."""
+        traces = self.recipe.stages.traces
+        marker = 3 if self.recipe.model.add_marker_tokens else MARKER_TOKENS
+        return LatentForm(traces.token_ratio, traces.max_steps, SENTENCE_TOKENS, marker)
+
+    def in_the_other_way(self, scenario: Scenario) -> Scenario:
+        """The same run whose reasoning is discrete if the recipe's has latents, and the other way round."""
+        given = self.assumptions.other_lengths
+        if self.work.latent_share:
+            words = given or InWords(scenario.lengths, self.form, self.work.lengths.longest)
+            return replace(scenario, lengths=words, refresh_every=0)
+        ratios = self.recipe.stages.traces.replace_ratios
+        latents = given or InLatents(scenario.lengths, self.form, sum(ratios) / len(ratios))
+        return replace(scenario, lengths=latents)
+
+    def kinds_of_split(self, layout: Layout) -> Iterator[Layout]:
+        """The same nodes, half of them generating, by GPUs an engine: as laid out, or whatever a node can hold."""
+        gpus, nodes = layout.gpus_per_node, layout.nodes
+        widths = [layout.tensor_parallel] if layout.engine == "vllm" else [n for n in _ENGINE_GPUS if gpus % n == 0]
+        half = max((n for n in self.candidates(layout) if n <= nodes / 2), default=max(1, nodes // 2))
+        for width in widths:
+            yield replace(
+                layout,
+                engine="vllm",
+                tensor_parallel=width,
+                rollout_nodes=half,
+                train_nodes=nodes - half,
+                one_step_off=True,
+            )
+
+    def candidates(self, layout: Layout) -> list[int]:
+        """Numbers of the nodes that could generate: the sequences divide over the GPUs of the others."""
+        return [
+            generate
+            for generate in range(1, layout.nodes)
+            if self.work.sequences % ((layout.nodes - generate) * layout.gpus_per_node) == 0
+        ]
+
+    def split(self, kind: Layout, generate_nodes: int) -> Scenario:
+        """With so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
+        layout = replace(kind, rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes)
+        memory = memory_plan(self.recipe, self.dims, layout, self.machine)
+        over = overflow(memory, self.recipe.cluster.gpu_memory_gib)
+        if over is not None:
+            raise ValueError(f"{over.phase.name} takes {over.phase.total:.1f} of {over.limit:g} GiB a GPU")
+        return self.scenario(layout)
+
+    def _scoring(self, layout: Layout) -> Scoring:
+        reward, given = self.recipe.reward, self.assumptions.score_s
+        if isinstance(reward, TaskRewardConfig):
+            return Scoring(1, LognormalLatency(0.0 if given is None else given, SCORE_SPREAD))
+        seconds = ASSUMED_SCORE_S if given is None else given
+        workers = reward.pool.workers * layout.train_gpus
+        if reward.pool.concurrency:
+            workers = min(workers, max(reward.pool.concurrency, layout.train_gpus))
+        return Scoring(workers, LognormalLatency(seconds, SCORE_SPREAD))
+
+
+def costs_of(model: StepModel, work: Workload) -> Costs:
+    """The plan's rates as the simulation takes them."""
+    latents = work.latent_share
+    return Costs(
+        prefill_tokens_per_s=model.prefill_positions_per_s,
+        shared_prefill=model.shared_prefill,
+        decode_s=lambda rows, context: model.decode_step_s(rows, context, latents),
+        max_rows=_rows(model, work),
+        logprob_s_per_token=work.logprob_passes * model.logprob_s,
+        update_s_per_token=work.passes * model.update_s,
+        update_s=work.passes * work.minibatches * model.optimizer_s,
+        publish_s=model.publish_s,
+        refresh_s=model.refresh_s + (model.projector_publish_s if work.refresh_every else 0.0),
+        checkpoint_s=model.checkpoint_s,
+        start_s=model.start_s + model.load_s,
+    )
+
+
+def _rows(model: StepModel, work: Workload) -> int:
+    """Rows of the mean length that an engine holds; 0 where its cache has no room for one."""
+    positions = work.prompt_tokens + work.lengths.mean
+    return model.max_batch(positions) if model.cache_positions >= positions else 0

@@ -1,0 +1,240 @@
+"""What `lrscale plan --simulate` finds out: several runs of a recipe, and what would change them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrscale.plan.layout import Layout
+from lrscale.plan.simulation.attempt import Span
+from lrscale.plan.simulation.intervals import IntervalChoice, Reliability, best_interval
+from lrscale.plan.simulation.lengths import mean_completion
+from lrscale.plan.simulation.planned import PlannedRun
+from lrscale.plan.simulation.run import RunOutcome, simulate_run
+from lrscale.plan.simulation.scenario import Scenario
+from lrscale.plan.simulation.splits import SplitTime, best, split_times, steady_step_s
+
+_DETAILED_SEQUENCES = 60_000
+"""Simulated one by one, over all seeds; with more of them further steps are drawn from those."""
+_LEAST_DETAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Of several seeds."""
+
+    median: float
+    low: float
+    """10 %."""
+    high: float
+    """90 %."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        ordered = sorted(values)
+        if len(ordered) == 1 or math.isinf(ordered[-1]):
+            return cls(statistics.median(ordered), ordered[0], ordered[-1])
+        tenths = statistics.quantiles(ordered, n=10, method="inclusive")
+        return cls(statistics.median(ordered), tenths[0], tenths[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChoice:
+    """The nodes shared out between generating and training, one step off policy."""
+
+    gpus_per_engine: int
+    tried: tuple[SplitTime, ...]
+    nodes: int
+
+    @property
+    def best(self) -> SplitTime:
+        return best(self.tried)
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A way of reasoning."""
+
+    name: str
+    lengths: str
+    """Where they come from."""
+    tokens: float
+    """A completion, mean."""
+    latent_steps: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The findings."""
+
+    scenario: Scenario
+    seeds: int
+    detailed_steps: int
+    """Of each seed; the later steps are drawn from them."""
+    seconds: Spread
+    """To the last step."""
+    step_s: Spread
+    failures: float
+    """Mean a run."""
+    restarts: int
+    """Of the run with most of them, time limits included."""
+    phases: dict[str, float]
+    """Share of the wall time of all runs."""
+    utilisation: dict[str, float]
+    intervals: IntervalChoice
+    split: SplitChoice | None
+    """None with one node."""
+    reasoning: tuple[Reasoning, Reasoning]
+    """As the recipe has it, and the other way."""
+    spans: tuple[Span, ...]
+    """The first steps of the first seed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what never ends is null."""
+        intervals = self.intervals
+        return {
+            "steps": self.scenario.steps,
+            "seeds": self.seeds,
+            "detailed_steps": self.detailed_steps,
+            "placement": self.scenario.placement,
+            "schedule": self.scenario.schedule,
+            "lengths": self.scenario.lengths.name,
+            "seconds": _spread(self.seconds),
+            "step_s": _spread(self.step_s),
+            "failures_mean": self.failures,
+            "restarts_max": self.restarts,
+            "phase_shares": {name: round(share, 6) for name, share in self.phases.items()},
+            "utilisation": {name: round(share, 6) for name, share in self.utilisation.items()},
+            "checkpoints": {
+                "chosen_steps": intervals.chosen.steps,
+                "chosen_overhead": intervals.chosen.simulated,
+                "best_steps": intervals.best.steps,
+                "best_overhead": intervals.best.simulated,
+                "young_s": _number(intervals.young_s),
+                "daly_s": _number(intervals.daly_s),
+                "mtbf_s": _number(self.scenario.mtbf_s),
+            },
+            "split": self.split
+            and {
+                "gpus_per_engine": self.split.gpus_per_engine,
+                "best_rollout_nodes": self.split.best.generate_nodes if self.split.best.step_s < math.inf else None,
+                "tried": [
+                    {"rollout_nodes": s.generate_nodes, "step_s": _number(s.step_s), "reason": s.reason}
+                    for s in self.split.tried
+                ],
+            },
+            "reasoning": [
+                {"name": r.name, "tokens": r.tokens, "latent_steps": r.latent_steps, "step_s": r.step_s}
+                for r in self.reasoning
+            ],
+            "timeline": [
+                {
+                    "role": s.role,
+                    "phase": s.phase,
+                    "step": s.step,
+                    "start_s": round(s.start_s, 3),
+                    "end_s": round(s.end_s, 3),
+                }
+                for s in self.spans
+            ],
+        }
+
+
+def study(
+    planned: PlannedRun, layout: Layout, *, seeds: int = 5, told: Callable[[int, int], None] = lambda done, total: None
+) -> Study:
+    """Simulate a recipe as it is laid out, and look at what could be chosen differently.
+
+    Args:
+        seeds: Runs, with seeds from 0 on.
+        told: Told how much is done, and of how much.
+
+    Raises:
+        ValueError: the layout is impossible, an engine holds no sequence, or numbers that cannot be.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds: given {seeds}, needed at least 1")
+    scenario = planned.scenario(layout)
+    detailed = min(scenario.steps, max(_LEAST_DETAILED, _DETAILED_SEQUENCES // (seeds * scenario.sequences)))
+    count = _Count(told, seeds * scenario.steps)
+    runs = [
+        simulate_run(scenario, seed, detailed_steps=detailed, told=count.farthest(seed * scenario.steps))
+        for seed in range(seeds)
+    ]
+    step_s, steady_s = Spread.of([run.step_s for run in runs]), steady_step_s(scenario)
+    reliability = Reliability(
+        scenario.costs.checkpoint_s,
+        scenario.mtbf_s,
+        scenario.failures.detect_s + scenario.failures.requeue_s + scenario.costs.start_s,
+    )
+    return Study(
+        scenario=scenario,
+        seeds=seeds,
+        detailed_steps=detailed,
+        seconds=Spread.of([run.seconds for run in runs]),
+        step_s=step_s,
+        failures=statistics.fmean(run.failures for run in runs),
+        restarts=max(run.restarts for run in runs),
+        phases=_shares(runs),
+        utilisation={role: statistics.fmean(run.utilisation()[role] for run in runs) for role in runs[0].utilisation()},
+        intervals=best_interval(steady_s, scenario.checkpoint_every, reliability),
+        split=_best_split(planned, layout),
+        reasoning=_reasoning(planned, scenario, steady_s),
+        spans=runs[0].spans,
+    )
+
+
+class _Count:
+    """Steps that are done, of all runs; those that a failure took are not counted twice."""
+
+    def __init__(self, told: Callable[[int, int], None], total: int) -> None:
+        self._told, self._total, self._done = told, total, 0
+
+    def farthest(self, before: int) -> Callable[[int], None]:
+        def step(number: int) -> None:
+            if before + number > self._done:
+                self._done = before + number
+                self._told(self._done, self._total)
+
+        return step
+
+
+def _shares(runs: Sequence[RunOutcome]) -> dict[str, float]:
+    total = sum(sum(run.ledger.phases.values()) for run in runs)
+    return {name: sum(run.ledger.phases[name] for run in runs) / total for name in runs[0].ledger.phases}
+
+
+def _best_split(planned: PlannedRun, layout: Layout) -> SplitChoice | None:
+    candidates = planned.candidates(layout)
+    if not candidates:
+        return None
+    kinds = list(planned.kinds_of_split(layout))
+    half = kinds[0].rollout_nodes
+    # What an engine spans is settled with half of the nodes; how many nodes there should be, with that.
+    kind = kinds[0]
+    if len(kinds) > 1:
+        kind = min(kinds, key=lambda one: split_times(lambda count: planned.split(one, count), [half])[0].step_s)
+    tried = split_times(lambda count: planned.split(kind, count), candidates)
+    return SplitChoice(kind.tensor_parallel, tried, layout.nodes)
+
+
+def _reasoning(planned: PlannedRun, scenario: Scenario, steady_s: float) -> tuple[Reasoning, Reasoning]:
+    names = ("with latents", "discrete") if planned.work.latent_share else ("discrete", "with latents")
+    other = planned.in_the_other_way(scenario)
+    ways = []
+    for name, way, step_s in zip(names, (scenario, other), (steady_s, steady_step_s(other)), strict=True):
+        tokens, latents = mean_completion(way.lengths)
+        ways.append(Reasoning(name, way.lengths.name, tokens, latents, step_s))
+    return ways[0], ways[1]
+
+
+def _spread(spread: Spread) -> dict[str, float | None]:
+    return {"median": _number(spread.median), "p10": _number(spread.low), "p90": _number(spread.high)}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

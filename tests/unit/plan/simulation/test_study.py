@@ -1,0 +1,153 @@
+"""A recipe simulated as `lrscale plan --simulate` does, on the shipped machine."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lrscale.config.errors import RecipeError
+from lrscale.config.hardware import load_machine
+from lrscale.config.load import load_recipe
+from lrscale.launch.errors import LaunchError
+from lrscale.launch.planning import plan_of
+from lrscale.launch.simulating import SimulationOptions, simulate
+from lrscale.plan.run_plan import RunPlan
+from lrscale.plan.scaling import scale_points
+from lrscale.plan.simulation.findings import study_lines
+from lrscale.plan.simulation.planned import PlannedRun, costs_of
+from lrscale.plan.simulation.splits import steady_step_s
+from lrscale.plan.simulation.study import Study
+
+
+def plan(*overrides: str, **layout: object) -> RunPlan:
+    """The 70B recipe, engines of eight GPUs beside the trainer unless said otherwise."""
+    kinds = {"engine": "vllm", "tensor_parallel": 8, **layout}
+    return plan_of(load_recipe(["llama3-70b-8n8g"], list(overrides)), load_machine(), **kinds)  # type: ignore[arg-type]
+
+
+def found(planned: RunPlan, **options: object) -> Study:
+    return simulate(planned, SimulationOptions(**options), lambda done, total: None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def studied() -> Study:
+    return found(plan(), seeds=3, steps=20, failures_per_node_day=3.0)
+
+
+def test_the_simulated_step_is_near_the_roofline() -> None:
+    """The same rates, closed form against events: locks out a rate that is passed on as another one."""
+    planned = plan("stages.rl.importance.old_logprobs=recomputed", "stages.rl.minibatches=2")
+    run = PlannedRun(planned.recipe, planned.dims, planned.machine, planned.work)
+    step = planned.step
+    wanted = step.total - step.scoring - step.checkpoint
+    assert steady_step_s(run.scenario(planned.layout)) == pytest.approx(wanted, rel=0.05)
+    costs = costs_of(planned.rates, planned.work)
+    assert costs.logprob_s_per_token * planned.work.positions == pytest.approx(step.log_probs)
+    assert costs.update_s + costs.update_s_per_token * planned.work.positions == pytest.approx(step.update)
+
+
+def test_a_study_tells_everything(studied: Study) -> None:
+    """And as JSON without what JSON does not know (infinities)."""
+    assert studied.seconds.low <= studied.seconds.median <= studied.seconds.high < math.inf
+    assert studied.failures > 0 and studied.phases["lost"] > 0
+    assert sum(studied.phases.values()) == pytest.approx(1.0)
+    assert studied.split is not None and 0 < studied.split.best.generate_nodes < 8
+    assert studied.intervals.best.simulated < studied.intervals.chosen.simulated
+    own, other = studied.reasoning
+    assert (own.name, other.name, other.latent_steps) == ("with latents", "discrete", 0.0)
+    assert other.tokens > own.tokens
+    values = json.loads(json.dumps(studied.to_json(), allow_nan=False))
+    assert {span["role"] for span in values["timeline"]} == {"generate", "train"}
+    text = "\n".join(study_lines(studied, max_restarts=0))
+    assert "Young" in text and "cluster.max_restarts allows 0" in text
+
+
+def test_one_node_has_no_split_and_no_failures_no_interval() -> None:
+    small = ("model.path=Qwen/Qwen3-4B", "stages.rl.arms=[discrete]", "stages.rl.prompts_per_step=2", "cluster.nodes=1")
+    planned = plan(*small)
+    study = found(planned, seeds=1, steps=3, failures_per_node_day=0.0)
+    text = "\n".join(study_lines(study, max_restarts=20))
+    assert "no way to give nodes of their own" in text and "none assumed" in text and "the fewer the better" in text
+    assert study.reasoning[1].latent_steps > 0
+    json.dumps(study.to_json(), allow_nan=False)
+
+
+def test_4096_gpus_are_simulated() -> None:
+    """With 4,096 sequences a step, split and one step off policy; most steps are drawn."""
+    large = plan(
+        "stages.rl.prompts_per_step=256", "cluster.nodes=256", rollout_nodes=256, one_step_off=True, tensor_parallel=8
+    )
+    study = found(large, seeds=1)
+    assert large.layout.gpus == 4096 and study.detailed_steps < study.scenario.steps
+    assert study.seconds.median < math.inf
+
+
+def test_lengths_and_scoring_come_from_a_run(tmp_path: Path) -> None:
+    """Both arms of the run are compared, and scores take as long as they took."""
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    for arm, tokens, latents in (("latent", 300, 30), ("discrete", 500, 0)):
+        line = {"arm": arm, "tokens": tokens, "latent_steps": latents, "prompt_ids": [1] * 700}
+        (folder / f"{arm}-step-10.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(line)}\n")
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "reward", "samples": 10, "scoring_s": 45.0}\n')
+    (tmp_path / "r.py").write_text("")
+    study = found(
+        plan(f"reward={{kind: function, path: {tmp_path / 'r.py'}}}"), seeds=1, steps=2, lengths_from=tmp_path
+    )
+    own, other = study.reasoning
+    assert (own.tokens, own.latent_steps, other.tokens) == (300, 30, 500)
+    assert study.scenario.prompt_tokens == 700
+    latency = study.scenario.scoring.latency
+    assert latency.mean_s == 4.5  # type: ignore[attr-defined]
+    assert study.utilisation["score"] > 0
+
+
+def test_a_run_that_kept_no_rollouts_gives_its_means(tmp_path: Path) -> None:
+    lines = [{"stage": "rl", "arm": "latent", "tokens_mean": 90.0 + 20 * n, "latent_steps_mean": 25.0} for n in (0, 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut sho')
+    (tmp_path / "recipe.json").write_text('{"rollout": {"max_new_tokens": 300}}')
+    study = found(plan(), seeds=1, steps=2, lengths_from=tmp_path)
+    assert study.reasoning[0].tokens == pytest.approx(100, rel=0.05)
+    assert study.reasoning[0].latent_steps == pytest.approx(25, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "holds no lengths"),
+        ({"metrics.jsonl": '{"stage": "traces"}\n', "rollouts/latent-step-1.jsonl": ""}, "holds no lengths"),
+        ({"rollouts/latent-step-1.jsonl": "x\n{}\n"}, "latent-step-1.jsonl:1 is no JSON"),
+    ],
+)
+def test_runs_without_lengths_are_refused(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    (tmp_path / "rollouts").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(LaunchError, match=words):
+        found(plan(), seeds=1, lengths_from=tmp_path)
+
+
+def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="KV memory is too small"):
+        found(plan(tensor_parallel=1), seeds=1)
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "rl", "arm": "discrete", "tokens_mean": 90.0}\n')
+    with pytest.raises(RecipeError, match="the recipe's arm is latent"):
+        found(plan(), seeds=1, lengths_from=tmp_path)
+    with pytest.raises(RecipeError, match="needed 0 or more"):
+        found(plan(), seeds=1, failures_per_node_day=-1.0)
+
+
+def test_more_gpus_with_the_same_work() -> None:
+    """Locks out layouts over which the sequences do not divide, and a step that more GPUs make slower to compute."""
+    some = plan()
+    points = list(scale_points(some.recipe, some.dims, some.layout, some.machine, some.work))
+    assert [point.gpus for point in points if point.gpus == some.layout.gpus] == [64]
+    assert all(some.work.sequences % point.gpus == 0 for point in points)
+    assert [point.step_s for point in points] == sorted((point.step_s for point in points), reverse=True)
+    more = replace(some.layout, rollout_nodes=4, one_step_off=True)
+    split = [point.gpus for point in scale_points(some.recipe, some.dims, more, some.machine, some.work)]
+    assert 96 in split and all(count % 3 == 0 for count in split)
