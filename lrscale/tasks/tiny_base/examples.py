@@ -3,7 +3,8 @@
 The traces are those of a careless writer, who slips now and then: the base learns to reason, and to slip as
 often. So it leaves RL, which rewards care, something to gain, without being short of skill.
 
-A soft input is an input embedding that is no token: here the mean embedding of half a sentence.
+A soft input is an input embedding that is no token: here the mean embedding of a piece of a sentence. One marker may
+stand for several sentences that follow each other, with the soft inputs of all of them behind it.
 A base that has read such inputs can make sense of latents later on. It is never trained to go on
 behind an empty marker, which would teach it to do without them.
 """
@@ -23,9 +24,12 @@ from lrscale.tasks.ring import careless_notes
 
 SOFT = -1
 """Stands in an example's token ids where a soft input goes."""
-SOFT_PER_MARKER = 2
+SOFT_PER_SENTENCE = 2
+LONGEST_RUNS = (1, 2, 4, 4)
+"""How many sentences a marker may stand for, drawn anew for each example."""
 
-_REPLACED_SHARE = (0.1, 0.8)
+_REPLACED_SHARE = (0.1, 1.1)
+"""Drawn uniformly; what is past 1 gives examples without any sentence in words."""
 _BATCHES_PER_POOL = 8
 
 
@@ -79,8 +83,6 @@ class Examples:
         self._slip_share = slip_share
         self._rng = random.Random(f"tiny-base/{seed}")
         self._next = 0
-        marker = f"<implicit_thought>{SOFT_PER_MARKER}</implicit_thought>"
-        self._marker_ids = self._encode(marker)
 
     def batches(self, rows: int) -> Iterator[Batch]:
         """Endless batches; a pool of eight is sorted by length first, so that little is padding."""
@@ -103,23 +105,32 @@ class Examples:
         return example
 
     def with_markers(self) -> Example:
-        """The prompt with the marker sentence; some sentences are a marker and the soft inputs of their halves."""
+        """The prompt with the marker sentence; runs of sentences are a marker and the soft inputs of their pieces."""
         example, sentences, answer = self._begin(markers=True)
+        longest = self._rng.choice(LONGEST_RUNS)
         count = max(1, round(self._rng.uniform(*_REPLACED_SHARE) * len(sentences)))
-        replaced = set(self._rng.sample(range(len(sentences)), count))
-        for index, sentence in enumerate(sentences):
-            if index not in replaced:
-                _append(example, sentence, learned=True)
-                continue
-            _append(example, self._marker_ids, learned=True)
-            middle = len(sentence) // 2
-            for half in (sentence[:middle], sentence[middle:]):
-                # The position before a soft input shall say what the soft input will hold.
-                example.bags.append((len(example.ids) - 1, half))
-                example.soft.append(half)
-                _append(example, [SOFT], learned=False)
+        replaced = set(self._rng.sample(range(len(sentences)), min(count, len(sentences))))
+        index = 0
+        while index < len(sentences):
+            run = _run_from(index, replaced, longest)
+            if run:
+                self._append_run(example, [sentences[place] for place in run])
+            else:
+                _append(example, sentences[index], learned=True)
+            index += max(1, len(run))
         _append(example, answer, learned=True)
         return example
+
+    def _append_run(self, example: Example, run: Sequence[list[int]]) -> None:
+        marker = f"<implicit_thought>{SOFT_PER_SENTENCE * len(run)}</implicit_thought>"
+        _append(example, self._encode(marker), learned=True)
+        for sentence in run:
+            for number in range(SOFT_PER_SENTENCE):
+                start, stop = (len(sentence) * edge // SOFT_PER_SENTENCE for edge in (number, number + 1))
+                # The position before a soft input shall say what the soft input will hold.
+                example.bags.append((len(example.ids) - 1, sentence[start:stop]))
+                example.soft.append(sentence[start:stop])
+                _append(example, [SOFT], learned=False)
 
     def _begin(self, *, markers: bool) -> tuple[Example, list[list[int]], list[int]]:
         story = self._task.story("train", self._next)
@@ -133,6 +144,14 @@ class Examples:
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _run_from(first: int, replaced: set[int], longest: int) -> range:
+    """The sentences from `first` on that go behind one marker; none where `first` itself is not replaced."""
+    stop = first
+    while stop in replaced and stop - first < longest:
+        stop += 1
+    return range(first, stop)
 
 
 def collate(examples: Sequence[Example], *, vocabulary: int) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import hashlib
 from importlib.resources import files
 from pathlib import Path
@@ -116,19 +117,32 @@ def test_examples_put_soft_inputs_behind_markers(tokenizer: PreTrainedTokenizerB
     """Locks out a base that learns to go on behind an empty marker, or soft inputs that do not hold the sentence."""
     task = ring_task(0)
     examples = Examples(task, tokenizer, soft_share=1.0, slip_share=0.0, seed=0)
-    marker = tokenizer(f"{TAGS[0]}2{TAGS[1]}", add_special_tokens=False)["input_ids"]
+    opening, closing = tokenizer.convert_tokens_to_ids(list(TAGS))
+    runs = set()
     for index in range(50):
         example = examples.draw()
-        sentences = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in task.story("train", index).trace]
-        starts = [at for at in range(len(example.ids)) if example.ids[at : at + 3] == marker]
-        assert len(example.soft) == len(example.bags) == 2 * len(starts) > 0
-        for count, start in enumerate(starts):
-            assert example.ids[start + 3 : start + 5] == [SOFT, SOFT]
-            assert example.learned[start : start + 6] == [True, True, True, False, False, True]
-            first, second = example.soft[2 * count : 2 * count + 2]
-            assert first + second in sentences
-            assert example.bags[2 * count : 2 * count + 2] == [(start + 2, first), (start + 3, second)]
-        assert example.ids[-1] == tokenizer.eos_token_id
+        trace = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in task.story("train", index).trace]
+        soft, bags, written = iter(example.soft), iter(example.bags), []
+        place = example.learned.index(True)
+        while example.ids[place] != tokenizer.eos_token_id:
+            if example.ids[place] != opening:
+                written.append(example.ids[place])
+                place += 1
+                continue
+            digits, place = place + 1, example.ids.index(closing, place) + 1
+            steps = int(tokenizer.decode(example.ids[digits : place - 1]))
+            runs.add(steps)
+            assert example.ids[place : place + steps] == [SOFT] * steps
+            assert example.learned[digits - 1 : place + steps] == [True] * (place - digits + 1) + [False] * steps
+            for latent in range(place, place + steps):
+                piece = next(soft)
+                assert next(bags) == (latent - 1, piece)
+                written += piece
+            place += steps
+        answer = tokenizer(rf" \boxed{{{task.story('train', index).answer}}}", add_special_tokens=False)["input_ids"]
+        assert written == [*itertools.chain(*trace), *answer]
+        assert next(soft, None) is None
+    assert {2, 8} <= runs  # one sentence, and four of them
 
 
 def test_explicit_examples_are_prompt_and_reference_trace(tokenizer: PreTrainedTokenizerBase) -> None:
