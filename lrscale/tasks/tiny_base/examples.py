@@ -12,7 +12,7 @@ behind an empty marker, which would teach it to do without them.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,8 @@ SOFT = -1
 SOFT_PER_SENTENCE = 2
 LONGEST_RUNS = (1, 2, 4, 4)
 """How many sentences a marker may stand for, drawn anew for each example."""
+
+CONCLUSION_SHARE = 0.8
 
 _REPLACED_SHARE = (0.1, 1.1)
 """Drawn uniformly; what is past 1 gives examples without any sentence in words."""
@@ -43,8 +45,8 @@ class Example:
     """[T] whether the token is a target of the ordinary next-token loss."""
     soft: list[list[int]] = field(default_factory=list)
     """Token ids behind each soft input, in order of the SOFT positions."""
-    bags: list[tuple[int, list[int]]] = field(default_factory=list)
-    """(position, token ids): the position's output shall be uniform over these tokens."""
+    bags: list[tuple[int, dict[int, float]]] = field(default_factory=list)
+    """(position, {token id: share}): the distribution that the position's output shall be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Examples:
         self._slip_share = slip_share
         self._rng = random.Random(f"tiny-base/{seed}")
         self._next = 0
+        self._now_id = self._encode(", now")[-1]
 
     def batches(self, rows: int) -> Iterator[Batch]:
         """Endless batches; a pool of eight is sorted by length first, so that little is padding."""
@@ -128,9 +131,25 @@ class Examples:
             for number in range(SOFT_PER_SENTENCE):
                 start, stop = (len(sentence) * edge // SOFT_PER_SENTENCE for edge in (number, number + 1))
                 # The position before a soft input shall say what the soft input will hold.
-                example.bags.append((len(example.ids) - 1, sentence[start:stop]))
+                example.bags.append((len(example.ids) - 1, self._bag(sentence[start:stop])))
                 example.soft.append(sentence[start:stop])
                 _append(example, [SOFT], learned=False)
+
+    def _bag(self, piece: Sequence[int]) -> dict[int, float]:
+        """Uniform over the piece's tokens, but most of it on the conclusion: the place and the verdict behind `now`.
+
+        Spread evenly, the only two words that have to be worked out are lost among those that can be copied from the
+        story, and the base never learns to work them out where soft inputs stand (LOG.md of benchmarks/science).
+        """
+        shares = _uniform(piece)
+        if self._now_id not in piece:
+            return shares
+        place = piece.index(self._now_id) + 1
+        conclusion = [piece[place], piece[place + 2]]
+        shares = {token: share * (1.0 - CONCLUSION_SHARE) for token, share in shares.items()}
+        for token in conclusion:
+            shares[token] += CONCLUSION_SHARE / len(conclusion)
+        return shares
 
     def _begin(self, *, markers: bool) -> tuple[Example, list[list[int]], list[int]]:
         story = self._task.story("train", self._next)
@@ -159,21 +178,21 @@ def collate(examples: Sequence[Example], *, vocabulary: int) -> Batch:
     length = max(len(example.ids) for example in examples)
     ids_BT = torch.zeros(len(examples), length, dtype=torch.long)
     learned_BT = torch.zeros(len(examples), length, dtype=torch.bool)
-    soft_index, soft_tokens, bag_index, bag_tokens = [], [], [], []
+    soft_index, soft_tokens, bag_index, bags = [], [], [], []
     for row, example in enumerate(examples):
         ids_BT[row, : len(example.ids)] = torch.tensor(example.ids).clamp(min=0)
         learned_BT[row, : len(example.ids)] = torch.tensor(example.learned)
         soft_index += [(row, position) for position, token in enumerate(example.ids) if token == SOFT]
         soft_tokens += example.soft
         bag_index += [(row, position) for position, _ in example.bags]
-        bag_tokens += [tokens for _, tokens in example.bags]
+        bags += [bag for _, bag in example.bags]
     return Batch(
         ids_BT=ids_BT,
         learned_BT=learned_BT,
         soft_index_2N=torch.tensor(soft_index, dtype=torch.long).reshape(-1, 2).T,
-        soft_weights_NV=_uniform(soft_tokens, vocabulary),
+        soft_weights_NV=_rows(map(_uniform, soft_tokens), vocabulary),
         bag_index_2M=torch.tensor(bag_index, dtype=torch.long).reshape(-1, 2).T,
-        bag_targets_MV=_uniform(bag_tokens, vocabulary),
+        bag_targets_MV=_rows(bags, vocabulary),
         tokens=sum(len(example.ids) for example in examples),
     )
 
@@ -183,9 +202,14 @@ def _append(example: Example, ids: Sequence[int], *, learned: bool) -> None:
     example.learned += [learned] * len(ids)
 
 
-def _uniform(bags: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
-    weights_NV = torch.zeros(len(bags), vocabulary)
-    for row, bag in enumerate(bags):
-        for token in bag:
-            weights_NV[row, token] += 1.0 / len(bag)
-    return weights_NV
+def _uniform(tokens: Sequence[int]) -> dict[int, float]:
+    return {token: tokens.count(token) / len(tokens) for token in tokens}
+
+
+def _rows(shares: Iterable[dict[int, float]], vocabulary: int) -> Tensor:
+    """[N, V]: a row for each {token id: share}."""
+    rows = list(shares)
+    shares_NV = torch.zeros(len(rows), vocabulary)
+    for row, of_row in enumerate(rows):
+        shares_NV[row, list(of_row)] = torch.tensor(list(of_row.values()))
+    return shares_NV

@@ -19,11 +19,11 @@ class TrainingSettings:
     """What decides the weights, besides the task's stories."""
 
     seed: int = 0
-    steps: int = 1600
+    steps: int = 1500
     rows: int = 24
-    slip_share: float = 0.07
+    slip_share: float = 0.08
     """How careless the writer of the traces is, see `careless_notes`."""
-    soft_share: float = 0.5
+    soft_share: float = 0.6
     """Share of examples with markers and soft inputs; the rest are explicit traces."""
     muon_learning_rate: float = 0.02
     """For the matrices of the transformer blocks."""
