@@ -37,6 +37,8 @@ class AlignmentConfig(Section):
 
     epochs: NonNegativeInt = 0
     """0 skips alignment (the paper's recipe)."""
+    own_rounds: NonNegativeInt = 0
+    """Further rounds of as many epochs, in which the projector reads what the policy makes of its own latents."""
     learning_rate: PositiveFloat = 2e-3
     batch_pairs: PositiveInt = 512
 
