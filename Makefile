@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on this machine's CPU, report included
-# make test   the tests
+# make test   the tests, in two processes (one: PYTEST_ARGS="-n 0")
 # make lint   style, types and layers
 # Each of them makes .venv and installs into it first, once.
 
@@ -24,7 +24,7 @@ demo: $(VENV)/.demo
 	$(BIN)/lrscale launch
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

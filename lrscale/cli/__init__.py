@@ -4,7 +4,7 @@ One file a group of commands; importing it puts them into `app`, in the order th
 """
 
 # isort: off
-from lrscale.cli import launching, runs, models, rewards, doctor, cluster, verification  # noqa: F401 - see above
+from lrscale.cli import launching, plan, runs, models, rewards, doctor, cluster, verification  # noqa: F401 - see above
 
 # isort: on
 from lrscale.cli.app import main

@@ -21,7 +21,7 @@ class Option(NamedTuple):
 
     name: str
     key: str
-    value: str | int
+    value: str | int | float
 
 
 def with_options(document: Document, options: Iterable[Option]) -> Document:

@@ -1,9 +1,14 @@
-"""The recipes and DeepSpeed configurations that come with lrscale."""
+"""The recipes, DeepSpeed configurations and dimensions of models that come with lrscale."""
 
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lrscale.config.errors import Place, Problem, RecipeNotFoundError
 
@@ -18,6 +23,29 @@ def shipped_recipes() -> dict[str, Path]:
 def shipped_ds_configs() -> dict[str, Path]:
     """Names and files of the shipped DeepSpeed configurations, found as recipes are."""
     return {path.stem: path for path in sorted(_shared("ds_configs").glob("*.json"))}
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedModel:
+    """What a plan needs of a model that many people use."""
+
+    ids: tuple[str, ...]
+    """Hub ids of models of this size."""
+    config: Mapping[str, Any]
+    """The keys of its config.json that tell how large it is."""
+    source: str
+
+
+@cache
+def shipped_models() -> tuple[ShippedModel, ...]:
+    """Models whose dimensions are known without a network."""
+    text = (plan_data() / "models.json").read_text(encoding="utf-8")
+    return tuple(ShippedModel(tuple(entry["ids"]), entry["config"], entry["source"]) for entry in json.loads(text))
+
+
+def plan_data() -> Path:
+    """The folder with what plans are worked out from: models.json and hardware.yaml."""
+    return _PACKAGE / "plan" / "data"
 
 
 def shared_folder() -> Path:

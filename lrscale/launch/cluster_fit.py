@@ -134,8 +134,8 @@ def _limits(
         needed = memory.host_per_node
         yield Misfit(
             "cluster.memory" if asked_mib else "cluster.nodes",
-            f"loading the model takes about {needed:.0f} GiB of host memory a node, a node of partition {name!r} has "
-            f"{has_gib:.0f}" + (" for this job" if asked_mib else ""),
+            f"the run takes about {needed:.0f} GiB of host memory a node ({memory.host_largest.name}), a node of partition "
+            f"{name!r} has {has_gib:.0f}" + (" for this job" if asked_mib else ""),
             _or("give more nodes", partitions, lambda one: one.memory_mib / 1024 >= needed),
         )
 

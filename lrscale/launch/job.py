@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import random
 import socket
@@ -18,7 +19,7 @@ from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.rundir import write_whole
 from lrscale.plan.accelerate import accelerate_yaml
 from lrscale.plan.deepspeed import resolve
-from lrscale.plan.model_dims import KNOWN, ModelDims, dims_of_config
+from lrscale.plan.model_dims import ModelConfigError, ModelDims, dims_of_config, known_dims, read_dims
 
 _BUILTINS = {"builtin:tiny": "tasks/assets/tiny_base"}
 _PORTS = range(20_000, 30_000)
@@ -36,7 +37,7 @@ def job_files(loaded: LoadedRecipe) -> dict[str, str]:
         return {}
     files = {"accelerate.yaml": accelerate_yaml(recipe.cluster.nodes, recipe.ranks_per_node)}
     if recipe.parallel.kind == "zero3":
-        files["ds_config.json"] = json.dumps(_ds_config(loaded), indent=2) + "\n"
+        files["ds_config.json"] = json.dumps(ds_config(loaded), indent=2) + "\n"
     return files
 
 
@@ -96,7 +97,8 @@ def warnings_of(recipe: Recipe) -> list[str]:
     return ["warning: parallel.lockstep is false: ranks whose loops differ in length hang or compute something wrong"]
 
 
-def _ds_config(loaded: LoadedRecipe) -> dict[str, Any]:
+def ds_config(loaded: LoadedRecipe) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run, as far as it can be resolved here. RecipeError where it cannot."""
     recipe, key = loaded.recipe, "parallel.ds_config"
     path = shipped_ds_configs().get(recipe.parallel.ds_config) or Path(recipe.parallel.ds_config)
     try:
@@ -107,7 +109,7 @@ def _ds_config(loaded: LoadedRecipe) -> dict[str, Any]:
         message = f"{path} cannot be read: {error}"
         raise RecipeError([_found(loaded, key, message, "give a DeepSpeed JSON file")]) from error
     try:
-        known = KNOWN.get(recipe.model.path)
+        known = known_dims().get(recipe.model.path)
         hidden_size = known.hidden if known is not None else hidden_size_of(recipe.model.path)
         return resolve(template, recipe, hidden_size, recipe.world_size)
     except ValueError as error:
@@ -124,7 +126,32 @@ def hidden_size_of(model: str) -> int | None:
 
 def dims_of(model: str) -> ModelDims | None:
     """A model's dimensions: known ones, else from its config.json; None where neither tells."""
-    return KNOWN.get(model) or dims_of_config(_config(model))
+    return known_dims().get(model) or dims_of_config(_config(model))
+
+
+def require_dims(loaded: LoadedRecipe) -> ModelDims:
+    """A model's dimensions, for a plan that is nothing without them.
+
+    Raises:
+        RecipeError: neither shipped nor in a config.json on this machine, or that lacks keys (each is named).
+    """
+    model, key = loaded.recipe.model.path, "model.path"
+    known = known_dims()
+    if model in known:
+        return known[model]
+    config = _config(model)
+    if not config:
+        near = difflib.get_close_matches(model, known, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        message = f"{model}: no config.json of it is on this machine, and its dimensions do not come with lrscale"
+        help_ = f"{hint}give a folder with its config.json; the weights are not needed"
+        raise RecipeError([_found(loaded, key, message, help_)])
+    try:
+        return read_dims(config)
+    except ModelConfigError as error:
+        raise RecipeError(
+            [_found(loaded, key, f"{model}: {error}", "complete the file, or take it from the hub")]
+        ) from error
 
 
 def _config(model: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def plan(
     require_sound(loaded, memory)
     if not in_job:
         _check_cluster(loaded, memory, dry=dry, say=say)
-    batch = _batch(loaded)
+    batch = batch_of(loaded)
     if in_job or not dry:
         require_secrets(loaded)
     run_dir = (runs_dir / recipe.name).absolute()
@@ -91,7 +91,8 @@ def write(planned: Planned, runs_dir: Path, command: Sequence[str], *, dry: bool
     return run
 
 
-def _batch(loaded: LoadedRecipe) -> BatchPlan | None:
+def batch_of(loaded: LoadedRecipe) -> BatchPlan | None:
+    """How the sequences of an RL step are shared out; None without RL. RecipeError where they do not divide."""
     recipe = loaded.recipe
     if "rl" not in recipe.stages.run or not recipe.stages.rl.steps:
         return None

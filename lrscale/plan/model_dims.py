@@ -1,15 +1,46 @@
-"""How large a model is, from a handful of numbers: those of its config.json, or of models that many people use."""
+"""How large a model is, from its config.json: what has to be counted, and the keys that tell it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+from lrscale.config.shipped import shipped_models
+
+_BIASED_QKV = ("qwen2", "qwen2_moe")
+"""Biases of queries, keys and values that no key of the config switches off."""
+_HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text")
+_FOUR_NORMS = ("gemma2", "gemma3", "gemma3_text")
+_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3", "gemma3_text", "gpt2")
+_COUNTED = ("llama", "mistral", "mixtral", "gemma", "gpt2", *_BIASED_QKV, *_HEAD_NORMS, *_FOUR_NORMS)
+_FOREIGN = ("kv_lora_rank", "n_routed_experts", "ssm_cfg", "linear_num_key_heads", "d_state", "attn_layer_indices")
+"""Keys of blocks that are not counted here: latent attention, state spaces, linear attention."""
+
+
+class ModelConfigError(ValueError):
+    """A config.json that does not say how large the model is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Mixture of experts in place of the MLP."""
+
+    count: int
+    active: int
+    """Experts that a token is sent through."""
+    intermediate: int
+    """Width of one of them."""
+    shared_intermediate: int = 0
+    """Width of the expert that every token passes (Qwen2-MoE)."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers that have an ordinary MLP all the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDims:
-    """A decoder of the Llama kind: gated MLP, grouped queries, RMS norms."""
+    """A decoder: gated MLP, grouped queries and RMS norms, unless a field says otherwise."""
 
     hidden: int
     layers: int
@@ -21,65 +52,194 @@ class ModelDims:
     tied: bool = False
     """The LM head is the embedding."""
     head_norms: bool = False
-    """Queries and keys are normalised a head (Qwen3)."""
+    """Queries and keys are normalised a head (Qwen3, Gemma 3)."""
+    biases: tuple[str, ...] = ()
+    """Of `qkv`, `o`, `mlp`: which projections have a bias."""
+    norms: int = 2
+    """RMS norms a layer: 4 in Gemma 2 and 3."""
+    experts: Experts | None = None
+    learned_positions: int = 0
+    """GPT-2: rows of the position embedding, which also stands for layer norms with bias and an MLP without gate."""
+    exact: bool = True
+    """Whether parameters are counted as this model has them, and not as if it were a Llama."""
+
+    @property
+    def gated(self) -> bool:
+        return not self.learned_positions
+
+    @property
+    def layer_kinds(self) -> tuple[tuple[int, int], ...]:
+        """A layer of each kind that there is (with an MLP, with experts), and how many there are of it."""
+        dense = self.experts.dense_layers if self.experts is not None else ()
+        with_experts = [layer for layer in range(self.layers) if layer not in dense]
+        kinds = (
+            (with_experts[0], len(with_experts)) if with_experts else None,
+            (dense[0], len(dense)) if dense else None,
+        )
+        return tuple(kind for kind in kinds if kind is not None)
+
+    @property
+    def attention_matrices(self) -> int:
+        """Elements of a layer's query, key, value and output projections."""
+        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+
+    def mlp_matrices(self, layer: int, *, active: bool) -> int:
+        """Elements of a layer's MLP, or of all of its experts (`active`: of those that a token passes) and the router."""
+        one = (3 if self.gated else 2) * self.hidden
+        experts = self.experts
+        if experts is None or layer in experts.dense_layers:
+            return one * self.intermediate
+        routed = (experts.active if active else experts.count) * experts.intermediate
+        gate = self.hidden if experts.shared_intermediate else 0
+        return one * (routed + experts.shared_intermediate) + self.hidden * experts.count + gate
 
     @property
     def layer_parameters(self) -> int:
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        norms = 2 * self.hidden + 2 * self.head_dim * self.head_norms
-        return attention + 3 * self.hidden * self.intermediate + norms
+        """Of the largest layer."""
+        return max(self._parameters_of(layer) for layer, _ in self.layer_kinds)
 
     @property
     def parameters(self) -> int:
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * self.layer_parameters + embeddings + self.hidden
+        """Equal to the sum over `lrscale.plan.tensors.model_tensors`."""
+        return self._embeddings + sum(count * self._parameters_of(layer) for layer, count in self.layer_kinds)
 
-    def projector_parameters(self, layers: int) -> int:
-        """Of a Reasoning Projector of so many copies of the last MLP (norms of the `normalised` kind left out)."""
-        return 3 * layers * self.hidden * self.intermediate
+    @property
+    def active_parameters(self) -> int:
+        """That a token passes: fewer than `parameters` in a mixture of experts."""
+        idle = sum(
+            count * (self.mlp_matrices(layer, active=False) - self.mlp_matrices(layer, active=True))
+            for layer, count in self.layer_kinds
+        )
+        return self.parameters - idle
+
+    def projector_parameters(self, layers: int, kind: str = "paper") -> int:
+        """Of a Reasoning Projector: so many copies of the last MLP (method: LiteReason, arXiv 2512.02240, section 3).
+
+        Of a mixture of experts, which no projector can be cloned from, the dense width counts.
+        """
+        gain = self.hidden if kind == "normalised" else 0
+        return layers * ((3 if self.gated else 2) * self.hidden * self.intermediate + self._mlp_biases) + gain
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """Keys and values of one position in all layers."""
+        """Keys and values of one position, token or latent, in all layers. Sliding windows save nothing here."""
         return 2 * self.layers * self.kv_heads * self.head_dim * element_bytes
 
+    @property
+    def _mlp_biases(self) -> int:
+        if "mlp" not in self.biases:
+            return 0
+        return self.hidden + (2 if self.gated else 1) * self.intermediate
 
-_LLAMA_70B = ModelDims(8192, 80, heads=64, kv_heads=8, head_dim=128, intermediate=28672, vocabulary=128256)
-_LLAMA_8B = ModelDims(4096, 32, heads=32, kv_heads=8, head_dim=128, intermediate=14336, vocabulary=128256)
-_QWEN3_4B = ModelDims(
-    2560, 36, heads=32, kv_heads=8, head_dim=128, intermediate=9728, vocabulary=151936, tied=True, head_norms=True
-)
-_TINY = ModelDims(128, 4, heads=4, kv_heads=4, head_dim=32, intermediate=384, vocabulary=256)
+    @property
+    def _embeddings(self) -> int:
+        norm = self.hidden * (1 if self.gated else 2)
+        return (self.vocabulary * (1 if self.tied else 2) + self.learned_positions) * self.hidden + norm
 
-KNOWN: Mapping[str, ModelDims] = {
-    "builtin:tiny": _TINY,
-    "Qwen/Qwen3-4B": _QWEN3_4B,
-    "meta-llama/Llama-3.1-8B": _LLAMA_8B,
-    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_8B,
-    "meta-llama/Meta-Llama-3-70B": _LLAMA_70B,
-    "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA_70B,
-    "meta-llama/Llama-3.1-70B": _LLAMA_70B,
-    "meta-llama/Llama-3.1-70B-Instruct": _LLAMA_70B,
-    "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B,
-}
-"""By hub id: a login node can plan for them before anything was downloaded."""
+    def _parameters_of(self, layer: int) -> int:
+        norms = self.norms * self.hidden * (1 if self.gated else 2) + 2 * self.head_dim * self.head_norms
+        qkv = self.head_dim * (self.heads + 2 * self.kv_heads) if "qkv" in self.biases else 0
+        out = self.hidden if "o" in self.biases else 0
+        return self.attention_matrices + self.mlp_matrices(layer, active=False) + self._mlp_biases + norms + qkv + out
+
+
+@cache
+def known_dims() -> Mapping[str, ModelDims]:
+    """By hub id: a login node can plan for them before anything was downloaded."""
+    return {model_id: read_dims(model.config) for model in shipped_models() for model_id in model.ids}
 
 
 def dims_of_config(config: Mapping[str, Any]) -> ModelDims | None:
     """The dimensions that a config.json of transformers tells; None where it is of another kind."""
-    config = config.get("text_config", config)
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    values = [value for name in names if isinstance(value := config.get(name), int) and value > 0]
-    if len(values) < len(names):
+    try:
+        return read_dims(config)
+    except ModelConfigError:
         return None
-    hidden, layers, heads, intermediate, vocabulary = values
+
+
+def read_dims(config: Mapping[str, Any]) -> ModelDims:
+    """The dimensions that a config.json of transformers tells.
+
+    Raises:
+        ModelConfigError: naming every key that it lacks, or a kind of block that is not counted.
+    """
+    inner = config.get("text_config", config)
+    config = inner if isinstance(inner, Mapping) else config
+    kind = str(config.get("model_type", "llama"))
+    foreign = [key for key in _FOREIGN if config.get(key)]
+    if foreign:
+        raise ModelConfigError(
+            f"model_type {kind} has {foreign[0]}, a kind of block that the plan does not count; "
+            "it knows Llama, Qwen2, Qwen3, Mistral, Mixtral, Gemma and GPT-2"
+        )
+    return _gpt2(config) if kind == "gpt2" else _llama_like(config, kind)
+
+
+def _llama_like(config: Mapping[str, Any], kind: str) -> ModelDims:
+    hidden, layers, heads, intermediate, vocabulary = _numbers(
+        config, ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    )
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise ModelConfigError(
+            f"num_attention_heads is {heads}, no multiple of num_key_value_heads, which is {kv_heads}"
+        )
+    if not config.get("head_dim") and hidden % heads:
+        raise ModelConfigError(
+            f"hidden_size is {hidden}, no multiple of num_attention_heads, which is {heads}, and there is no head_dim"
+        )
+    biased = bool(config.get("attention_bias"))
+    biases = {"qkv": biased or kind in _BIASED_QKV, "o": biased, "mlp": bool(config.get("mlp_bias"))}
     return ModelDims(
         hidden=hidden,
         layers=layers,
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
+        kv_heads=kv_heads,
         head_dim=config.get("head_dim") or hidden // heads,
         intermediate=intermediate,
         vocabulary=vocabulary,
-        tied=bool(config.get("tie_word_embeddings")),
-        head_norms=config.get("model_type") in ("qwen3", "qwen3_moe"),
+        tied=bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT)),
+        head_norms=kind in _HEAD_NORMS,
+        biases=tuple(name for name, there in biases.items() if there),
+        norms=4 if kind in _FOUR_NORMS else 2,
+        experts=_experts(config, kind, layers, intermediate),
+        exact=kind in _COUNTED,
     )
+
+
+def _experts(config: Mapping[str, Any], kind: str, layers: int, intermediate: int) -> Experts | None:
+    if kind == "mixtral":
+        count, active = _numbers(config, ("num_local_experts", "num_experts_per_tok"))
+        return Experts(count, active, intermediate)
+    if not kind.endswith("_moe"):
+        return None
+    count, active, width = _numbers(config, ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
+    shared = _numbers(config, ("shared_expert_intermediate_size",))[0] if kind == "qwen2_moe" else 0
+    step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
+    return Experts(count, active, width, shared, tuple(i for i in range(layers) if i in dense or (i + 1) % step))
+
+
+def _gpt2(config: Mapping[str, Any]) -> ModelDims:
+    hidden, layers, heads, positions, vocabulary = _numbers(
+        config, ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")
+    )
+    return ModelDims(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate=config.get("n_inner") or 4 * hidden,
+        vocabulary=vocabulary,
+        tied=bool(config.get("tie_word_embeddings", True)),
+        biases=("qkv", "o", "mlp"),
+        learned_positions=positions,
+    )
+
+
+def _numbers(config: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
+    """Values of keys that have to be there. Raises ModelConfigError naming all that are not."""
+    bad = [name for name in names if not isinstance(config.get(name), int) or config[name] < 1]
+    if bad:
+        given = ", ".join(f"{name} is {config[name]!r}" if name in config else f"{name} is missing" for name in bad)
+        raise ModelConfigError(f"config.json: {given}; the plan needs {', '.join(names)}, each a whole number above 0")
+    return [int(config[name]) for name in names]

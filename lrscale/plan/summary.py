@@ -26,7 +26,7 @@ def plan_values(
         "roles": {"train": there.nodes, **dict(there.roles)},
         "parameters": dims.parameters if dims else None,
         "batch": asdict(batch) if batch else None,
-        "gpu_gib": {**asdict(memory), "peak": memory.peak} if memory and there.gpus else None,
+        "gpu_gib": {"peak": memory.peak, "phases": phase_values(memory)} if memory and there.gpus else None,
         "host_gib_per_node": memory.host_per_node if memory else None,
         "gpu_hours": gpu_hours(recipe),
     }
@@ -54,6 +54,11 @@ def plan_lines(
     yield _time(recipe)
 
 
+def phase_values(memory: MemoryPlan) -> dict[str, dict[str, float]]:
+    """GiB a GPU of every phase, by what they are for."""
+    return {phase.name: {"total": phase.total, **dict(phase.parts)} for phase in memory.phases}
+
+
 def gpu_hours(recipe: Recipe) -> float | None:
     """Of one pass through the queue, at most; None without a time limit or without GPUs."""
     limit, gpus = recipe.cluster.time_limit, topology(recipe).gpus
@@ -64,7 +69,7 @@ def _size(recipe: Recipe, dims: ModelDims | None) -> str:
     if dims is None:
         return " (not on this machine: memory cannot be planned)"
     projector = dims.projector_parameters(recipe.projector.layers)
-    return f", {_count(dims.parameters)} parameters and {_count(projector)} of the projector"
+    return f", {count(dims.parameters)} parameters and {count(projector)} of the projector"
 
 
 def _gather(recipe: Recipe) -> str:
@@ -83,14 +88,11 @@ def _memory(recipe: Recipe, there: Topology, memory: MemoryPlan | None) -> Itera
     if memory is None:
         return
     if there.gpus:
-        limit = recipe.cluster.gpu_memory_gib
-        verdict = (
-            "fits" if memory.peak <= limit else "may not fit: more nodes, smaller rollout.batch_rows or micro-batches"
-        )
-        parts = {name: value for name, value in asdict(memory).items() if name != "host_per_node" and value >= 0.05}
-        shown = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in parts.items())
-        yield f"memory    about {memory.peak:.0f} of {limit:g} GiB a GPU: {verdict} ({shown})"
-    yield f"host      about {memory.host_per_node:.1f} GiB of memory a node while loading"
+        limit, largest = recipe.cluster.gpu_memory_gib, memory.largest
+        verdict = "fits" if memory.peak <= limit else "may not fit: `lrscale plan` says with which changes it would"
+        shown = ", ".join(f"{name} {size:.1f}" for name, size in largest.parts if size >= 0.05)
+        yield f"memory    about {memory.peak:.0f} of {limit:g} GiB a GPU ({largest.name}): {verdict} ({shown})"
+    yield f"host      about {memory.host_per_node:.1f} GiB of memory a node at most ({memory.host_largest.name})"
 
 
 def _time(recipe: Recipe) -> str:
@@ -103,7 +105,8 @@ def _time(recipe: Recipe) -> str:
     )
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
+    """With a letter for its size: 70.55 B."""
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.2f} {letter}"

@@ -99,7 +99,12 @@ def dividing_nodes(recipe: Recipe) -> list[int]:
 
 def longest_sequence(recipe: Recipe) -> int:
     """Positions of the longest prompt (where the task limits it) with the longest completion."""
-    return getattr(recipe.task, "max_prompt_tokens", 0) + recipe.rollout.max_new_tokens
+    return longest_prompt(recipe) + recipe.rollout.max_new_tokens
+
+
+def longest_prompt(recipe: Recipe) -> int:
+    """Tokens of the longest prompt; 0 where the task does not limit it."""
+    return int(getattr(recipe.task, "max_prompt_tokens", 0))
 
 
 def collective_timeout_s(recipe: Recipe, weights_gib: float) -> float:

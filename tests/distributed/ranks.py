@@ -1,20 +1,36 @@
-"""Starts a program of tests/distributed/programs on several gloo processes, as users' jobs are started."""
+"""Starts a program of tests/distributed/programs on several gloo processes.
+
+The ranks are forked from a server that has imported torch, DeepSpeed and the package once: importing takes a rank longer
+than most programs run. test_local_launch.py and others start jobs as users do.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
+from time import monotonic
 from typing import Any
+
+from torch.distributed import TCPStore
 
 from lrscale.launch.job import free_port
 
+__all__ = ["ROOT", "Outcome", "Program", "free_port", "launch", "started"]
+
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = PROGRAMS.parent.parent.parent
+
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["tests.distributed.programs.preloaded"])
 
 
 @dataclass(frozen=True)
@@ -22,40 +38,78 @@ class Outcome:
     """How a job ended."""
 
     code: int | None
-    """None where it ran past its time and was killed."""
+    """That of the first rank that failed; None where it ran past its time and was killed."""
     results: list[dict[str, Any]]
-    """What the ranks reported, in the order of lines."""
+    """What the ranks reported, in the order of ranks."""
     stderr: str
 
     def by_rank(self) -> list[dict[str, Any]]:
         return sorted(self.results, key=lambda result: result["rank"])
 
 
+class Program:
+    """A program that runs on so many ranks; each prints one line of JSON that starts with {"rank"."""
+
+    def __init__(self, folder: Path, program: str, *arguments: str, ranks: int = 2) -> None:
+        self._folder = folder
+        # As torchrun does it: the launcher's store outlives every rank.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._ranks = []
+        for rank in range(ranks):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port)}
+            own |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+            self._ranks.append(_FORKED.Process(target=_run, args=(program, arguments, own, str(folder))))
+        for process in self._ranks:
+            process.start()
+
+    def outcome(self, timeout_s: float) -> Outcome:
+        """Waits for all ranks; once one has failed, or time is up, none of the others is left."""
+        deadline, waited_for, code = monotonic() + timeout_s, list(self._ranks), 0
+        while waited_for and code == 0:
+            if not wait([process.sentinel for process in waited_for], deadline - monotonic()):
+                return self._outcome(None)
+            for process in [process for process in waited_for if not process.is_alive()]:
+                waited_for.remove(process)
+                code = code or process.exitcode or 0
+        return self._outcome(code)
+
+    def _outcome(self, code: int | None) -> Outcome:
+        self.end()
+        lines = "".join(path.read_text() for path in sorted(self._folder.glob("stdout-*"))).splitlines()
+        stderr = "".join(path.read_text() for path in sorted(self._folder.glob("stderr-*")))
+        return Outcome(code, [json.loads(line) for line in lines if line.startswith('{"rank"')], stderr)
+
+    def end(self) -> None:
+        """No rank is left."""
+        for process in self._ranks:
+            process.kill()
+        for process in self._ranks:
+            process.join()
+
+
+def _run(program: str, arguments: Sequence[str], environment: dict[str, str], folder: str) -> None:
+    """One rank: the program, as `python -m` would run it with these variables."""
+    os.environ.update(environment)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(f"{folder}/{name}-{environment['RANK']}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+    sys.argv = [program, *arguments]
+    importlib.import_module(f"tests.distributed.programs.{program}").main()
+
+
+@contextmanager
+def started(program: str, *arguments: str, ranks: int = 2) -> Iterator[Program]:
+    """The program while it runs, for tests that have several to wait for; none is left at the end of the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        running = Program(Path(folder), program, *arguments, ranks=ranks)
+        try:
+            yield running
+        finally:
+            running.end()
+
+
 def launch(program: str, *arguments: str, ranks: int = 2, timeout_s: float = 300) -> Outcome:
-    """`accelerate launch` on this machine's CPU; every rank prints one line of JSON that starts with {"rank"."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    command += ["--num_processes", str(ranks), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port()), "-m", f"tests.distributed.programs.{program}", *arguments]
-    if ranks == 1:  # accelerate starts one process without a process group of its own
-        command = [sys.executable, "-m", f"tests.distributed.programs.{program}", *arguments]
-    own = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    environment |= own if ranks == 1 else {}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=timeout_s)
-        code: int | None = process.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        stdout, stderr = process.communicate()
-        code = None
-    lines = [line for line in stdout.splitlines() if line.startswith('{"rank"')]
-    return Outcome(code, [json.loads(line) for line in lines], stderr)
+    """The program from its start to its end."""
+    with started(program, *arguments, ranks=ranks) as running:
+        return running.outcome(timeout_s)

@@ -18,10 +18,14 @@ pytestmark = pytest.mark.slow
 ARMS = ["latent", "discrete", "zero_latent"]
 RECIPE = f"""
 stages:
+  traces: {{prompts: 8, samples_per_prompt: 1}}
+  projector_sft: {{max_steps: 2}}
   evaluate: {{prompts: 2}}
   rl:
     arms: [{", ".join(ARMS)}]
     steps: 2
+    prompts_per_step: 2
+    group_size: 2
     refresh: {{every_steps: 1, share: 0.5}}
     kl: {{coefficient: 0.01}}
     importance: {{old_logprobs: recomputed, correction_cap: 2.0}}

@@ -52,6 +52,12 @@ def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["stop", "none"], 7, "none is no run"),
         (["resume", "none"], 7, "none is no run"),
         (["doctor", "nothing.yaml"], 7, "does not exist"),
+        (["plan", "--nodes", "0"], 2, "--nodes"),
+        (["plan", "--gpu", "h100"], 3, "did you mean h100-80?"),
+        (["plan", "llama3-70b-8n8g", "--nodes", "7"], 3, "768 sequences"),
+        (["plan", "llama3-70b-8n8g", "--engine", "vllm", "--tensor-parallel", "5"], 3, "the 64 GPUs that generate"),
+        (["plan", "--set", "model.path=meta-llama/Llama-3.1-70"], 3, "did you mean meta-llama/Llama-3.1-70B"),
+        (["plan", "--set", "model.path=lacking"], 3, "num_hidden_layers is missing"),
         (["report", "runs", "--out", "x.txt"], 2, "x.html"),
         (["generate", "builtin:tiny", "hello", "--max-new-tokens", "100000"], 3, "lower --max-new-tokens"),
     ],
@@ -60,6 +66,8 @@ def test_wrong_inputs_are_answered(tmp_path: Path, arguments: list[str], code: i
     """Locks out tracebacks, prose on stdout and exit code 1 for everything."""
     (tmp_path / "bad.yaml").write_text("# a comment\nsed: 3\n")
     (tmp_path / "runs").mkdir()
+    (tmp_path / "lacking").mkdir()
+    (tmp_path / "lacking" / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
     done = lrscale(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert said in done.stderr and done.stdout == ""
@@ -77,6 +85,20 @@ def test_show_prints_a_recipe_that_launch_takes(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["name"] == "1e3"
     (tmp_path / "again.json").write_text(done.stdout)
     assert lrscale("show", "again.json", cwd=tmp_path).stdout == done.stdout
+
+
+def test_a_plan_is_numbers_on_stdout_and_says_what_it_assumes(tmp_path: Path) -> None:
+    """Locks out tables that scripts would have to parse, and assumptions that nobody hears of."""
+    done = lrscale(
+        "plan", "llama3-70b-8n8g", "--json", "--nodes", "2", "--gpu", "h200-141", "--price", "3", cwd=tmp_path
+    )
+    planned = json.loads(done.stdout)
+    assert (planned["layout"]["gpus"], planned["fits"], planned["gpu"]) == (16, False, "h200-141")
+    assert planned["overflow"]["limit_gib"] == 140.4 and planned["suggestions"]
+    assert planned["cost"]["price"] == pytest.approx(3 * planned["cost"]["gpu_hours"])
+    assert "assumed: prompts of 4,096 tokens (--prompt-tokens)" in done.stderr
+    shown = lrscale("plan", "tiny-cpu", "--prompt-tokens", "200", cwd=tmp_path)
+    assert "fits: " in shown.stdout and "--prompt-tokens" not in shown.stderr and "runs on CPUs" in shown.stderr
 
 
 def test_recipes_are_listed_with_what_they_are_for(tmp_path: Path) -> None:

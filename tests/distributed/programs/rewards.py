@@ -25,7 +25,7 @@ from tests.unit.latent.tiny_models import live_policy
 from tests.unit.stages.test_sampling import Letters
 
 LIMIT_S = 6.0
-TIMEOUT_S = 20.0
+TIMEOUT_S = 13.0
 
 
 def main() -> None:

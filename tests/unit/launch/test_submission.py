@@ -126,7 +126,7 @@ CPU = Partition(
         (["cluster.cpus_per_rank=17"], ["have 128 CPUs, 136 requested", "cluster.cpus_per_rank=16"]),
         (["cluster.memory=3T"], ["have 2000000 MiB of memory, 3T requested"]),
         (["cluster.partition=cpu"], ["have 0 GPUs, 8 requested", "--partition h100"]),
-        (["cluster.memory=10G"], ["loading the model takes about 17 GiB"]),
+        (["cluster.memory=10G"], ["the run takes about 32 GiB of host memory a node (checkpoint)"]),
     ],
 )
 def test_what_is_beyond_the_cluster_is_told_with_a_way_out(overrides: list[str], said: list[str]) -> None:

@@ -1,0 +1,92 @@
+"""What a run would take, before anything is started."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrscale.cli.app import Overrides, app, say
+
+
+class _Engine(StrEnum):
+    """What decodes."""
+
+    local = "local"
+    vllm = "vllm"
+
+
+@app.command()
+def plan(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]...", help="Files or names; none: tiny-cpu.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", "-N", min=1, help="Nodes of the trainer.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option("--gpus-per-node", min=1, help="GPUs of each.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Kind of GPU, e.g. h100-80, h200-141, a100-80, mi300x-192.")] = None,
+    fabric: Annotated[str | None, typer.Option(help="Network between nodes, e.g. ndr-400, hdr-200.")] = None,
+    engine: Annotated[_Engine | None, typer.Option(help="What decodes; default: the recipe's.")] = None,
+    rollout_nodes: Annotated[
+        int | None, typer.Option("--rollout-nodes", min=0, help="Further nodes that only generate; 0: colocated.")
+    ] = None,
+    tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", min=1, help="GPUs an engine spans.")] = 1,
+    one_step_off: Annotated[bool, typer.Option("--one-step-off", help="Generate while training.")] = False,
+    prompt_tokens: Annotated[float | None, typer.Option(min=0, help="Mean length of prompts.")] = None,
+    mean_new_tokens: Annotated[float | None, typer.Option(min=1, help="Mean positions of completions.")] = None,
+    spread: Annotated[float | None, typer.Option(min=0, help="Of their log-normal lengths.")] = None,
+    latent_share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of latent positions.")] = None,
+    scoring_s: Annotated[float | None, typer.Option(min=0, help="Seconds from the last sequence to its score.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour, in any currency.")] = None,
+    hardware: Annotated[Path | None, typer.Option(help="YAML with constants of your own.")] = None,
+    constants: Annotated[
+        list[str] | None,
+        typer.Option("--constant", metavar="KEY=VALUE", help="One constant, e.g. efficiencies.training=0.5."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout.")] = False,
+) -> None:
+    """Memory, time and cost of a run before a GPU-hour is spent.
+
+    Memory a GPU and a node by phase, what runs out first and what would help; the seconds of an RL step by a roofline;
+    GPU-hours, energy and price. From the recipe and the model's dimensions alone: neither GPUs nor weights are needed.
+    """
+    from lrscale.config.compose import Option
+    from lrscale.config.hardware import DEFAULT_FABRIC, DEFAULT_GPU, load_machine
+    from lrscale.config.load import load_recipe
+    from lrscale.launch.planning import plan_of
+    from lrscale.plan.run_text import assumptions, run_lines, run_values
+    from lrscale.plan.step_cost import SCORING_S
+
+    machine = load_machine(gpu or DEFAULT_GPU, fabric or DEFAULT_FABRIC, file=hardware, constants=constants or ())
+    wanted = {
+        "--nodes": ("cluster.nodes", nodes),
+        "--gpus-per-node": ("cluster.gpus_per_node", gpus_per_node),
+        "--gpu": ("cluster.gpu_memory_gib", machine.gpu.memory_gib if gpu else None),
+    }
+    options = [Option(name, key, value) for name, (key, value) in wanted.items() if value is not None]
+    loaded = load_recipe(recipes or (), overrides or (), options)
+    lengths = {
+        "prompt_tokens": prompt_tokens,
+        "mean_new_tokens": mean_new_tokens,
+        "spread": spread,
+        "latent_share": latent_share,
+    }
+    told = {name: value for name, value in lengths.items() if value is not None}
+    planned = plan_of(
+        loaded,
+        machine,
+        engine=engine.value if engine else None,
+        rollout_nodes=rollout_nodes,
+        tensor_parallel=tensor_parallel,
+        one_step_off=one_step_off,
+        lengths=told,
+        scoring_s=SCORING_S if scoring_s is None else scoring_s,
+        price=price,
+    )
+    for line in assumptions(planned, [f"--{name.replace('_', '-')}" for name in told]):
+        say(line)
+    typer.echo(json.dumps(run_values(planned)) if as_json else "\n".join(run_lines(planned)))

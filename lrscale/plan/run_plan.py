@@ -1,0 +1,77 @@
+"""Everything that a plan says of one run on one layout, worked out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrscale.config.hardware import Machine
+from lrscale.config.recipe import Recipe
+from lrscale.plan.checkpoint_bytes import checkpoint_bytes, kept_bytes
+from lrscale.plan.fit import Overflow, Suggestion, overflow, suggestions
+from lrscale.plan.layout import Layout
+from lrscale.plan.memory import MemoryPlan, memory_plan
+from lrscale.plan.model_dims import ModelDims
+from lrscale.plan.states import ZeroSettings
+from lrscale.plan.step_cost import RunCost, StepTime, run_cost, step_time
+from lrscale.plan.step_time import StepModel, step_model
+from lrscale.plan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Memory, time and cost of a run."""
+
+    recipe: Recipe
+    dims: ModelDims
+    layout: Layout
+    machine: Machine
+    work: Workload
+    memory: MemoryPlan
+    overflow: Overflow | None
+    """None where everything fits."""
+    suggestions: tuple[Suggestion, ...]
+    """Changes with which it would fit; empty where it does, or where none was found."""
+    rates: StepModel
+    step: StepTime
+    cost: RunCost
+    checkpoint_gib: float
+    disk_gib: float
+    """Of all checkpoints that are kept, and the one being written."""
+
+
+def plan_run(  # noqa: PLR0913 - everything that decides a plan
+    recipe: Recipe,
+    dims: ModelDims,
+    layout: Layout,
+    machine: Machine,
+    work: Workload,
+    *,
+    zero: ZeroSettings | None = None,
+    scoring_s: float,
+    price: float | None = None,
+) -> RunPlan:
+    """The plan of a run; `price` is a GPU-hour's, in whatever currency.
+
+    Raises:
+        LayoutError: the layout is impossible for this model.
+    """
+    rates = step_model(recipe, dims, layout, machine, work=work)
+    memory = memory_plan(recipe, dims, layout, machine, zero)
+    over = overflow(memory, recipe.cluster.gpu_memory_gib)
+    step = step_time(rates, work, recipe, scoring_s=scoring_s)
+    ranks = layout.train_gpus
+    return RunPlan(
+        recipe=recipe,
+        dims=dims,
+        layout=layout,
+        machine=machine,
+        work=work,
+        memory=memory,
+        overflow=over,
+        suggestions=tuple(suggestions(recipe, dims, layout, machine, zero)) if over else (),
+        rates=rates,
+        step=step,
+        cost=run_cost(step, rates, work, recipe, layout, machine, price),
+        checkpoint_gib=checkpoint_bytes(recipe, dims, ranks) / 2**30,
+        disk_gib=kept_bytes(recipe, dims, ranks) / 2**30,
+    )

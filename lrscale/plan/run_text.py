@@ -1,0 +1,157 @@
+"""A plan as people read it, and as numbers for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lrscale.plan.run_plan import RunPlan
+from lrscale.plan.summary import count, phase_values
+
+_SHOWN_GIB = 0.05
+_STEP_PARTS = ("rollout", "scoring", "log_probs", "update", "publish", "refresh", "checkpoint")
+
+
+def run_lines(plan: RunPlan) -> Iterator[str]:
+    """Tables and sentences, a subject after the other."""
+    yield from _subject(plan)
+    yield ""
+    yield from _memory(plan)
+    yield ""
+    yield from _step(plan)
+    yield ""
+    yield from _cost(plan)
+
+
+def assumptions(plan: RunPlan, given: Sequence[str]) -> Iterator[str]:
+    """What the plan takes for granted because nobody said; `given` are the names of options that were."""
+    work = plan.work
+    told = {
+        "--prompt-tokens": f"prompts of {work.prompt_tokens:,.0f} tokens",
+        "--mean-new-tokens": f"completions of {work.lengths.mean:,.0f} positions on average",
+        "--latent-share": f"{work.latent_share:.0%} of them latent",
+        "--spread": f"their lengths log-normal with a spread of {work.lengths.spread:g}",
+    }
+    words = [f"{said} ({option})" for option, said in told.items() if option not in given]
+    if words:
+        yield f"assumed: {', '.join(words)}"
+    if plan.recipe.model.device == "cpu":
+        yield f"the recipe runs on CPUs; planned as if each of its ranks had a GPU of its own ({plan.machine.gpu.name})"
+    if not plan.dims.exact:
+        yield "the model's kind is not among those that are counted exactly: counted as if it were a Llama"
+
+
+def run_values(plan: RunPlan) -> dict[str, Any]:
+    """The same in numbers: GiB, seconds, hours."""
+    over = plan.overflow
+    return {
+        "model": {
+            "path": plan.recipe.model.path,
+            "parameters": plan.dims.parameters,
+            "active_parameters": plan.dims.active_parameters,
+            "projector_parameters": _projector(plan),
+            "exact": plan.dims.exact,
+        },
+        "gpu": plan.machine.gpu_name,
+        "fabric": plan.machine.fabric_name,
+        "layout": {**asdict(plan.layout), "gpus": plan.layout.gpus, "engines": plan.layout.engines},
+        "workload": asdict(plan.work),
+        "fits": over is None,
+        "overflow": None if over is None else {"phase": over.phase.name, "part": over.part, "limit_gib": over.limit},
+        "suggestions": [asdict(one) for one in plan.suggestions],
+        "gpu_gib": {"peak": plan.memory.peak, "phases": phase_values(plan.memory)},
+        "host_gib_per_node": {phase.name: phase.host for phase in plan.memory.phases},
+        "checkpoint_gib": plan.checkpoint_gib,
+        "checkpoints_gib": plan.disk_gib,
+        "rates": asdict(plan.rates),
+        "step_s": {name: getattr(plan.step, name) for name in _STEP_PARTS} | {"total": plan.step.total},
+        "cost": asdict(plan.cost),
+        "constants": {
+            "efficiencies": plan.machine.efficiencies.model_dump(),
+            "overheads": plan.machine.overheads.model_dump(),
+        },
+    }
+
+
+def _projector(plan: RunPlan) -> int:
+    projector = plan.recipe.projector
+    return plan.dims.projector_parameters(projector.layers, projector.kind)
+
+
+def _subject(plan: RunPlan) -> Iterator[str]:
+    dims, layout, machine = plan.dims, plan.layout, plan.machine
+    active = f" ({count(dims.active_parameters)} active)" if dims.experts else ""
+    yield (
+        f"model     {plan.recipe.model.path}, {count(dims.parameters)} parameters{active} and "
+        f"{count(_projector(plan))} of the projector, {plan.recipe.model.dtype}"
+    )
+    yield (
+        f"machine   {layout.nodes} x {layout.gpus_per_node} {machine.gpu.name}, {machine.fabric_name} between nodes, "
+        f"{plan.recipe.cluster.gpu_memory_gib:g} GiB a GPU"
+    )
+    if layout.engine == "local":
+        engine = "decoding in the training processes"
+    else:
+        where = "beside the trainer" if layout.colocated else f"on {layout.rollout_nodes} nodes of their own"
+        engine = f"{layout.engines} engines of {layout.tensor_parallel} GPUs {where}"
+    off = ", one step off policy" if layout.one_step_off else ""
+    yield f"layout    {plan.recipe.parallel.kind} on {layout.train_gpus} GPUs, {engine}{off}"
+
+
+def _memory(plan: RunPlan) -> Iterator[str]:
+    memory, limit = plan.memory, plan.recipe.cluster.gpu_memory_gib
+    yield f"{'memory, GiB':<15s}{'GPU':>7s}{'host':>8s}  what it is for"
+    for phase in memory.phases:
+        parts = ", ".join(f"{name} {size:.1f}" for name, size in phase.parts if size >= _SHOWN_GIB)
+        mark = "  TOO MUCH" if plan.overflow is not None and phase.total > limit else ""
+        yield f"{phase.name:<15s}{phase.total:7.1f}{phase.host:8.1f}  {parts}{mark}"
+    yield f"checkpoint of {plan.checkpoint_gib:,.1f} GiB on disk, {plan.disk_gib:,.1f} GiB with those that are kept"
+    over = plan.overflow
+    if over is None:
+        yield f"fits: {memory.peak:.1f} of {limit:g} GiB a GPU at most ({memory.largest.name})"
+        return
+    yield (
+        f"does not fit: {over.phase.name} is the first to run out, {over.phase.total:.1f} of {limit:g} GiB a GPU, most of "
+        f"it {over.part}"
+    )
+    for one in plan.suggestions:
+        yield f"  fits with {' '.join(one.options)} ({one.peak:.1f} GiB a GPU, {one.host:,.0f} of host memory a node)"
+    if not plan.suggestions:
+        yield "  neither one change nor two were found with which it would"
+
+
+def _step(plan: RunPlan) -> Iterator[str]:
+    step, work = plan.step, plan.work
+    yield f"{'RL step':<15s}{'s':>7s}{'share':>8s}"
+    words = _said_of_step(plan)
+    for name in _STEP_PARTS:
+        seconds = getattr(step, name)
+        if seconds >= _SHOWN_GIB:
+            share = seconds / step.total
+            yield f"{name.replace('_', '-'):<15s}{seconds:7.1f}{share:8.0%}  {words.get(name, '')}".rstrip()
+    together = ", the slower of generating and training" if step.one_step_off else ""
+    yield f"{'step':<15s}{step.total:7.1f}{'':8s}  {work.sequences} sequences, {count(round(work.positions))} positions{together}"
+
+
+def _said_of_step(plan: RunPlan) -> dict[str, str]:
+    rates, work = plan.rates, plan.work
+    batch = min(rates.max_batch(work.prompt_tokens + work.lengths.mean), -(-work.sequences // rates.engines))
+    pace = rates.decode_step_s(batch, work.prompt_tokens + work.lengths.mean / 2, work.latent_share)
+    limit = "read" if batch * rates.row_s < pace - rates.step_s else "computed"
+    return {
+        "rollout": f"{batch} sequences an engine, {1e3 * pace:.0f} ms a position, bound by what is {limit}",
+        "refresh": f"{rates.refresh_s:.0f} s every {work.refresh_every} steps",
+        "checkpoint": f"{rates.checkpoint_s:.0f} s every {plan.recipe.stages.rl.checkpoint_every} steps",
+    }
+
+
+def _cost(plan: RunPlan) -> Iterator[str]:
+    cost, rl = plan.cost, plan.recipe.stages.rl
+    price = "" if cost.price is None else f", {cost.price:,.0f} at the price given"
+    arms = f" for each of {len(rl.arms)} arms" if len(rl.arms) > 1 else ""
+    yield (
+        f"run       {rl.steps} steps{arms}: {cost.hours:,.1f} hours, {cost.gpu_hours:,.0f} GPU-hours, at most "
+        f"{cost.energy_kwh:,.0f} kWh{price}"
+    )
+    yield f"          starting takes {plan.rates.start_s + plan.rates.load_s:.0f} s of it; {cost.tokens_per_gpu_s:,.0f} positions a second and GPU"

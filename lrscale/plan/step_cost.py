@@ -1,0 +1,104 @@
+"""A whole RL step from its parts, and what a run of such steps costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrscale.config.hardware import Machine
+from lrscale.config.recipe import Recipe
+from lrscale.plan.layout import Layout
+from lrscale.plan.step_time import StepModel
+from lrscale.plan.workload import Workload
+
+SCORING_S = 1.0
+"""From the end of the last sequence to its score, an assumption: all others are scored while it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of one RL step, by what they are spent on; what comes every so many steps counts with its share."""
+
+    rollout: float
+    scoring: float
+    log_probs: float
+    update: float
+    publish: float
+    refresh: float
+    checkpoint: float
+    one_step_off: bool = False
+
+    @property
+    def training(self) -> float:
+        """What the trainer's GPUs are busy with between two publications."""
+        return self.log_probs + self.update + self.refresh + self.checkpoint
+
+    @property
+    def generating(self) -> float:
+        return self.rollout + self.scoring
+
+    @property
+    def total(self) -> float:
+        """Synchronous: one after the other. One step off policy: the slower side decides, and weights are published
+        while neither works (verl's one-step-off-policy recipe, and arXiv 2505.24298, section 4)."""
+        if self.one_step_off:
+            return max(self.generating, self.training) + self.publish
+        return self.generating + self.training + self.publish
+
+
+@dataclass(frozen=True, slots=True)
+class RunCost:
+    """Of the RL steps of a run, its start included; traces, projector SFT and evaluation are not."""
+
+    hours: float
+    gpu_hours: float
+    energy_kwh: float
+    """At most: boards at their limit, and the servers around them."""
+    price: float | None
+    """None without a price a GPU-hour."""
+    tokens_per_gpu_s: float
+    """Positions that are generated and trained on, over all GPUs."""
+
+
+def step_time(model: StepModel, work: Workload, recipe: Recipe, *, scoring_s: float = SCORING_S) -> StepTime:
+    """The step that a workload takes at these rates."""
+    lengths = work.lengths.quantiles(work.sequences)
+    rollout_s = model.rollout_s(work.prompts, work.group, work.prompt_tokens, lengths, work.latent_share)
+    every = recipe.stages.rl.checkpoint_every
+    refresh_s = model.refresh_s + model.projector_publish_s if work.refresh_every else 0.0
+    return StepTime(
+        rollout=rollout_s,
+        scoring=scoring_s,
+        log_probs=work.logprob_passes * work.positions * model.logprob_s,
+        update=work.passes * (work.positions * model.update_s + work.minibatches * model.optimizer_s),
+        publish=model.publish_s,
+        refresh=refresh_s / work.refresh_every if work.refresh_every else 0.0,
+        checkpoint=model.checkpoint_s / every,
+        one_step_off=model.one_step_off,
+    )
+
+
+def run_cost(  # noqa: PLR0913 - everything that a run is made of
+    step: StepTime,
+    model: StepModel,
+    work: Workload,
+    recipe: Recipe,
+    layout: Layout,
+    machine: Machine,
+    price: float | None = None,
+) -> RunCost:
+    """Of all RL steps of the recipe, every arm of it.
+
+    Energy is the boards' limit times what the server around them draws at most (Llama 3.1's model card counts
+    boards at their limit too).
+    """
+    rl = recipe.stages.rl
+    seconds = model.start_s + model.load_s + len(rl.arms) * rl.steps * step.total
+    gpu_hours = seconds / 3600 * layout.gpus
+    watts = machine.gpu.power_w * machine.overheads.node_power_factor.value
+    return RunCost(
+        hours=seconds / 3600,
+        gpu_hours=gpu_hours,
+        energy_kwh=gpu_hours * watts / 1000,
+        price=None if price is None else price * gpu_hours,
+        tokens_per_gpu_s=work.positions / step.total / layout.gpus,
+    )

@@ -1,0 +1,101 @@
+"""What one RL step has to do, whatever does it: sequences, their lengths, passes over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrscale.config.recipe import Recipe
+from lrscale.plan.lengths import USUAL_SPREAD, Lengths
+from lrscale.plan.topology import longest_prompt
+
+ASSUMED_SHARE = 0.5
+"""Of its limit, that a prompt or a completion takes on average where nobody says."""
+ASSUMED_PROMPT = 256
+"""Tokens of a prompt of a task that does not limit them: the generated stories."""
+ASSUMED_LATENTS = 0.1
+"""Share of the latent arm's positions that are latents: LiteReason's markers stand for 10 to 25 % of the sentences at a
+fifth of their length (arXiv 2512.02240, section 4), and the policy uses more of them as it learns."""
+ASSUMED_POSITIVE = 0.5
+"""Share of samples with a positive reward: what a refresh chooses from."""
+MARKERS_A_ROW = 4
+"""Markers of a refreshed trace: 25 % of about 16 sentences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One RL step."""
+
+    prompts: int
+    group: int
+    prompt_tokens: float
+    """Mean length of a prompt."""
+    lengths: Lengths
+    """Of completions, in positions."""
+    latent_share: float
+    """Of the positions of completions."""
+    logprob_passes: int
+    """Forwards besides the update's: recomputed old log-probs, the reference of a KL term."""
+    passes: int
+    """Over all sequences, in the update."""
+    minibatches: int
+    """Optimizer steps a pass."""
+    micro_batch_tokens: int
+    refresh_every: int
+    """RL steps from one refresh of the projector to the next; 0: none."""
+    refresh_rows: int
+    """Rows that a refresh trains on."""
+
+    @property
+    def sequences(self) -> int:
+        return self.prompts * self.group
+
+    @property
+    def positions(self) -> float:
+        """Of all sequences, prompts included."""
+        return self.sequences * (self.prompt_tokens + self.lengths.mean)
+
+    @property
+    def completion_positions(self) -> float:
+        return self.sequences * self.lengths.mean
+
+    @property
+    def tokens(self) -> float:
+        """Discrete tokens that are generated."""
+        return self.completion_positions * (1 - self.latent_share)
+
+
+def workload(
+    recipe: Recipe,
+    *,
+    prompt_tokens: float | None = None,
+    mean_new_tokens: float | None = None,
+    spread: float = USUAL_SPREAD,
+    latent_share: float | None = None,
+) -> Workload:
+    """The RL step of a recipe. None takes an assumption of this file."""
+    rl, limit = recipe.stages.rl, recipe.rollout.max_new_tokens
+    longest = longest_prompt(recipe)
+    usual = ASSUMED_SHARE * longest if longest else float(ASSUMED_PROMPT)
+    latent = any(arm in ("latent", "shuffled_latent") for arm in rl.arms)
+    share = (ASSUMED_LATENTS if latent else 0.0) if latent_share is None else latent_share
+    every = 0 if not rl.refresh.share or not latent else rl.refresh.every_steps or _steps_of_a_pass(recipe)
+    traces = every * rl.prompts_per_step * rl.group_size * ASSUMED_POSITIVE * rl.refresh.share
+    return Workload(
+        prompts=rl.prompts_per_step,
+        group=rl.group_size,
+        prompt_tokens=usual if prompt_tokens is None else prompt_tokens,
+        lengths=Lengths(ASSUMED_SHARE * limit if mean_new_tokens is None else mean_new_tokens, limit, spread),
+        latent_share=share,
+        logprob_passes=(rl.importance.old_logprobs == "recomputed") + (rl.kl.coefficient > 0),
+        passes=rl.passes,
+        minibatches=rl.minibatches,
+        micro_batch_tokens=recipe.optimisation.micro_batch_tokens,
+        refresh_every=every,
+        refresh_rows=round(traces * len(recipe.stages.traces.replace_ratios)),
+    )
+
+
+def _steps_of_a_pass(recipe: Recipe) -> int:
+    """RL steps over all training prompts; where the task does not say how many there are, those of the traces."""
+    prompts = getattr(recipe.task, "train_prompts", recipe.stages.traces.prompts)
+    return max(1, -(-prompts // recipe.stages.rl.prompts_per_step))
