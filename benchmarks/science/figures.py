@@ -131,9 +131,7 @@ def _against_base(pairs: Sequence[tuple[ArmFigures, ArmFigures]]) -> str:
     ]
     lengths = [100 * (1 - ours.after.length_mean / theirs.after.length_mean) for ours, theirs in pairs]
     tokens = [100 * ours.rl_tokens / theirs.rl_tokens for ours, theirs in pairs]
-    return (
-        f"keeps {_spread(shares)} % of the gain, {_spread(lengths)} % shorter, with {_spread(tokens)} % of its RL tokens"
-    )
+    return f"keeps {_spread(shares)} % of the gain, {_spread(lengths)} % shorter, with {_spread(tokens)} % of its RL tokens"
 
 
 def _difference(differences: Sequence[float]) -> str:

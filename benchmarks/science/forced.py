@@ -13,6 +13,7 @@ from lrscale.config.task import FlawedStoriesConfig
 from lrscale.latent import LatentMode, LatentPolicy
 from lrscale.tasks.flawed_stories import FlawedStories
 
+STEPS_PER_SENTENCE = 2
 MAX_NEW_TOKENS = 16
 """Room for the answer, and for a policy that goes on reasoning in words: that counts as what it is."""
 
@@ -32,17 +33,15 @@ def forced_accuracy(
     *,
     stories: int,
     seed: int,
-    events: tuple[int, int] = (6, 8),
-    steps_per_sentence: int = 2,
     sentences_per_marker: int = 4,
 ) -> Forced:
     """Sampled at temperature 1, on stories of the eval split of `seed`."""
-    task = FlawedStories(FlawedStoriesConfig(world="ring", events=events, prompt_style="brief"), seed=seed)
+    task = FlawedStories(FlawedStoriesConfig(world="ring", events=(6, 8), prompt_style="brief"), seed=seed)
     prompts = [task.prompt("eval", index, markers=True) for index in range(stories)]
     rows = [
         [
             *policy.encode(prompt.text),
-            *markers(policy, len(prompt.columns["events"]), steps_per_sentence, sentences_per_marker),
+            *markers(policy, len(prompt.columns["events"]), sentences_per_marker),
         ]
         for prompt in prompts
     ]
@@ -52,10 +51,10 @@ def forced_accuracy(
     return Forced(sum(right) / stories, sum(map(task.answered, texts)) / stories)
 
 
-def markers(policy: LatentPolicy, sentences: int, steps_per_sentence: int, sentences_per_marker: int) -> Sequence[int]:
+def markers(policy: LatentPolicy, sentences: int, sentences_per_marker: int) -> Sequence[int]:
     """Ids of markers that stand for so many sentences, each for as many as it may."""
     ids: list[int] = []
     for first in range(0, sentences, sentences_per_marker):
         run = min(sentences_per_marker, sentences - first)
-        ids += policy.detector.marker_ids(steps_per_sentence * run)
+        ids += policy.detector.marker_ids(STEPS_PER_SENTENCE * run)
     return ids
