@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from lrscale.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from lrscale.config.optimisation import ScheduleConfig
 
-Arm = Literal["latent", "discrete", "zero_latent", "shuffled_latent"]
+Arm = Literal["latent", "discrete", "zero_latent", "shuffled_latent", "latent_free", "discrete_free"]
+"""What RL is run as; `_free`: without `reward.length_penalty`, to see beside the arm what the price of length does."""
 StageName = Literal["traces", "projector_sft", "rl", "evaluate"]
 
 
@@ -23,6 +24,8 @@ class TracesConfig(Section):
     token_ratio: PositiveFloat = 0.2
     """t_r: a replaced sentence of n tokens becomes int(t_r n) latent steps, clamped to [1, max_steps]."""
     max_steps: PositiveInt = 5
+    merge_neighbours: bool = False
+    """One marker for replaced sentences that follow each other, as many as fit into `max_steps`; the paper: one each."""
     heldout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the traces, by prompt, kept for the held-out loss of projector SFT."""
     prompts_per_batch: PositiveInt = 32
@@ -34,6 +37,8 @@ class AlignmentConfig(Section):
 
     epochs: NonNegativeInt = 0
     """0 skips alignment (the paper's recipe)."""
+    own_rounds: NonNegativeInt = 0
+    """Further rounds of as many epochs, in which the projector reads what the policy makes of its own latents."""
     learning_rate: PositiveFloat = 2e-3
     batch_pairs: PositiveInt = 512
 

@@ -22,6 +22,8 @@ COLOURS = {
     "discrete": ("#d55e00", "#f58a42"),
     "zero_latent": ("#009e73", "#2fc79a"),
     "shuffled_latent": ("#b85a92", "#e39ac6"),
+    "latent_free": ("#4a9fd4", "#8fd0f5"),
+    "discrete_free": ("#e8934f", "#f9b98a"),
     "other_arm": ("#6b7280", "#a8b0bb"),
     "phase-1": ("#2f4a68", "#9dbbdc"),
     "phase-2": ("#e0a526", "#e6b84f"),
@@ -33,6 +35,7 @@ COLOURS = {
 """Name: (light, dark)."""
 
 ARM_MARKERS = {"latent": "o", "discrete": "s", "zero_latent": "^", "shuffled_latent": "D"}
+ARM_MARKERS |= {"latent_free": "P", "discrete_free": "X"}
 RUN_DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 _STAND_INS = {name: f"#0a1b{number:02x}" for number, name in enumerate(COLOURS, start=16)}

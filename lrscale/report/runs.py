@@ -17,6 +17,8 @@ ARM_TITLES = {
     "discrete": "discrete",
     "zero_latent": "zero latent",
     "shuffled_latent": "shuffled latent",
+    "latent_free": "latent, no price",
+    "discrete_free": "discrete, no price",
 }
 
 

@@ -6,6 +6,9 @@ teacher-forced forward in which the latents ARE those means, so that all pairs o
 forward and the targets do not move while the projector learns.
 
     rows -> oracle latents -> replay -> (hidden state, mean embedding) pairs -> AdamW on the projector
+
+At rollout the projector reads hidden states behind its own latents, errors and all. The own rounds show it those:
+the pairs are collected anew with the latents of an expand, the targets stay (DAgger, arXiv 1011.0686).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from lrscale.objective import learning_rate_at
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.parallel.lockstep import ALONE, Lockstep
 from lrscale.parallel.ranks import Ranks
+from lrscale.report.timing import StageProgress
 from lrscale.stages.batching import micro_batches, padded
 from lrscale.stages.lite_rows import LiteRow
 from lrscale.stages.parts import Parts
@@ -38,50 +42,59 @@ def align_projector(parts: Parts, rows: Sequence[LiteRow], heldout: Sequence[Lit
     """
     config = parts.recipe.stages.projector_sft.alignment
     budget = parts.recipe.optimisation.micro_batch_tokens
+    lockstep = parts.engine.lockstep
+    rounds = 1 + config.own_rounds
+    with parts.log.progress("projector alignment", config.epochs * rounds, unit="epochs") as progress:
+        for number in range(rounds):
+            pairs = collect_pairs(parts.policy, rows, budget, lockstep.ranks, own=number > 0)
+            if pairs.total < 2:
+                raise ValueError(
+                    f"alignment: {pairs.total} latent steps stand for sentences that are known, needed at least 2 to "
+                    "regress to (their variance is the measure). Sample more traces (stages.traces.prompts), or set "
+                    "stages.projector_sft.alignment.epochs: 0"
+                )
+            held = collect_pairs(parts.policy, heldout, budget, lockstep.ranks, own=number > 0)
+            _align_round(parts, pairs, held, number, progress)
+    parts.engine.reset_optimizer("projector")
+
+
+def _align_round(parts: Parts, pairs: Pairs, held: Pairs, number: int, progress: StageProgress) -> None:
+    config = parts.recipe.stages.projector_sft.alignment
     engine, lockstep = parts.engine, parts.engine.lockstep
-    pairs = collect_pairs(parts.policy, rows, budget, lockstep.ranks)
-    if pairs.total < 2:
-        raise ValueError(
-            f"alignment: {pairs.total} latent steps stand for sentences that are known, needed at least 2 to regress "
-            "to (their variance is the measure). Sample more traces (stages.traces.prompts), or set "
-            "stages.projector_sft.alignment.epochs: 0"
-        )
-    held = collect_pairs(parts.policy, heldout, budget, lockstep.ranks)
     variance = total_variance(pairs, lockstep).clamp(min=torch.finfo(torch.float32).tiny)
     batches = -(-pairs.total // config.batch_pairs)
     total = config.epochs * batches
-    with parts.log.progress("projector alignment", config.epochs, unit="epochs") as progress:
-        for epoch in range(config.epochs):
-            order = shuffled(range(pairs.total), parts.recipe.seed, "alignment", epoch)
-            summed = 0.0
-            for batch in range(batches):
-                indices = order[batch * config.batch_pairs : (batch + 1) * config.batch_pairs]
-                rate = learning_rate_at(
-                    SCHEDULE, peak=config.learning_rate, step=epoch * batches + batch, total_steps=total
-                )
-                try:
-                    with engine.training("projector"):
-                        loss = _unexplained(parts.policy, pairs, indices, variance)
-                        engine.backward(loss)
-                        engine.step("projector", learning_rate=rate, max_grad_norm=MAX_GRAD_NORM)
-                except NonFiniteError as error:
-                    some = ", ".join(list(dict.fromkeys(pairs.prompt_ids_N[index] for index in indices))[:3])
-                    raise NonFiniteError(
-                        f"projector alignment, step {epoch * batches + batch + 1} (epoch {epoch + 1}): {error} (prompts "
-                        f"{some} ...). Lower stages.projector_sft.alignment.learning_rate, or use projector.kind: "
-                        "normalised"
-                    ) from error
-                summed += float(lockstep.sum(loss)) * len(indices)
-            line = {"stage": "alignment", "step": epoch + 1, "unexplained_variance_train": summed / len(order)}
-            line["unexplained_variance"] = line["unexplained_variance_train"]
-            if held.total:
-                with torch.no_grad():
-                    unexplained = _unexplained(parts.policy, held, range(held.total), variance)
-                line["unexplained_variance"] = float(lockstep.sum(unexplained))
-            line["pairs"] = len(order)
-            parts.log.record(line)
-            progress.advance(note=f"unexplained variance {line['unexplained_variance']:.3f}")
-    engine.reset_optimizer("projector")
+    for epoch in range(config.epochs):
+        order = shuffled(range(pairs.total), parts.recipe.seed, "alignment", number * config.epochs + epoch)
+        summed = 0.0
+        for batch in range(batches):
+            indices = order[batch * config.batch_pairs : (batch + 1) * config.batch_pairs]
+            rate = learning_rate_at(
+                SCHEDULE, peak=config.learning_rate, step=epoch * batches + batch, total_steps=total
+            )
+            try:
+                with engine.training("projector"):
+                    loss = _unexplained(parts.policy, pairs, indices, variance)
+                    engine.backward(loss)
+                    engine.step("projector", learning_rate=rate, max_grad_norm=MAX_GRAD_NORM)
+            except NonFiniteError as error:
+                some = ", ".join(list(dict.fromkeys(pairs.prompt_ids_N[index] for index in indices))[:3])
+                raise NonFiniteError(
+                    f"projector alignment, step {epoch * batches + batch + 1} (epoch {epoch + 1}): {error} (prompts "
+                    f"{some} ...). Lower stages.projector_sft.alignment.learning_rate, or use projector.kind: "
+                    "normalised"
+                ) from error
+            summed += float(lockstep.sum(loss)) * len(indices)
+        step = number * config.epochs + epoch + 1
+        line = {"stage": "alignment", "step": step, "unexplained_variance_train": summed / len(order)}
+        line["unexplained_variance"] = line["unexplained_variance_train"]
+        if held.total:
+            with torch.no_grad():
+                unexplained = _unexplained(parts.policy, held, range(held.total), variance)
+            line["unexplained_variance"] = float(lockstep.sum(unexplained))
+        line["pairs"] = len(order)
+        parts.log.record(line)
+        progress.advance(note=f"unexplained variance {line['unexplained_variance']:.3f}")
 
 
 class Pairs(NamedTuple):
@@ -103,9 +116,17 @@ class Pairs(NamedTuple):
 
 @torch.no_grad()
 def collect_pairs(
-    policy: LatentPolicy, rows: Sequence[LiteRow], micro_batch_tokens: int, ranks: Ranks = ALONE.ranks
+    policy: LatentPolicy,
+    rows: Sequence[LiteRow],
+    micro_batch_tokens: int,
+    ranks: Ranks = ALONE.ranks,
+    *,
+    own: bool = False,
 ) -> Pairs:
-    """The pairs of all rows, each held by one rank; rows with a marker whose sentence is not known are left out."""
+    """The pairs of all rows, each held by one rank; rows with a marker whose sentence is not known are left out.
+
+    `own`: the hidden states are those behind the policy's own latents, the targets the same.
+    """
     known = [row for row in rows if all(row.replaced)]
     batches = micro_batches([row.positions for row in known], micro_batch_tokens)
     empty_MH = torch.zeros(0, policy.backbone.hidden_size, dtype=policy.backbone.dtype, device=policy.device)
@@ -120,7 +141,8 @@ def collect_pairs(
             run = batch or [known[index] for index in batches[0]]
             ids_BT, mask_BT = padded([row.ids for row in run], policy.device)
             oracle = oracle_latents(policy, run)
-            hidden = policy.projector_inputs(ids_BT, mask_BT, oracle)
+            latents = policy.expand(ids_BT, mask_BT).latents if own else oracle
+            hidden = policy.projector_inputs(ids_BT, mask_BT, latents)
             if batch:
                 inputs += hidden
                 targets += oracle

@@ -22,7 +22,7 @@ from lrscale.config.stages import Arm
 from lrscale.latent import LatentPolicy
 from lrscale.objective import count_groups_without_signal, group_advantages, learning_rate_at
 from lrscale.parallel.engine import NonFiniteError
-from lrscale.records import Prompt, RolloutGroup, Score
+from lrscale.records import Prompt, RolloutGroup, Score, ScoreFailed
 from lrscale.report.timing import PhaseTimer, step_line
 from lrscale.reward.budget import RewardBudgetError
 from lrscale.rollout.engine import SamplingPlan
@@ -105,7 +105,7 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
     with parts.log.progress(f"RL {arm}", config.steps, done=first) as progress:
         for step in range(first + 1, config.steps + 1):
             groups_P = sample(run, totals, buffer, step, timer)
-            rewards_PG, valid_PG = rewards(groups_P)
+            rewards_PG, valid_PG = rewards(groups_P, priced=ARMS[arm].priced)
             advantages_PG = group_advantages(rewards_PG, valid_PG, config.advantage)
             look_closer(parts, arm, step, groups_P, advantages_PG)
             rows = scored_rows(groups_P, advantages_PG)
@@ -223,14 +223,23 @@ def refresh_buffer(parts: Parts, arm: Arm, epoch: int, size_bytes: int) -> Refre
     return RefreshBuffer(folder, arm, epoch, size_bytes, lockstep=parts.engine.lockstep)
 
 
-def rewards(groups_P: Sequence[RolloutGroup]) -> tuple[Tensor, Tensor]:
-    """Rewards [P, G] in float64 and which of them are real: a failed score is masked, never 0."""
+def rewards(groups_P: Sequence[RolloutGroup], *, priced: bool = True) -> tuple[Tensor, Tensor]:
+    """Rewards [P, G] in float64 and which of them are real: a failed score is masked, never 0.
+
+    Not `priced`: what length cost is given back.
+    """
     valid_PG = torch.tensor([[isinstance(score, Score) for score in group.scores] for group in groups_P])
     rewards_PG = torch.tensor(
-        [[score.value if isinstance(score, Score) else 0.0 for score in group.scores] for group in groups_P],
+        [[_reward(score, priced=priced) for score in group.scores] for group in groups_P],
         dtype=torch.float64,
     )
     return rewards_PG, valid_PG
+
+
+def _reward(score: Score | ScoreFailed, *, priced: bool) -> float:
+    if not isinstance(score, Score):
+        return 0.0
+    return score.value if priced else score.value - score.parts.get("length", 0.0)
 
 
 def describe(

@@ -35,6 +35,8 @@ class ArmKind:
     mode: LatentMode
     markers: bool
     """Whether its prompts carry the paragraph that tells of the marker."""
+    priced: bool = True
+    """Whether RL takes the price of length (`reward.length_penalty`) off its rewards."""
 
     @property
     def uses_projector(self) -> bool:
@@ -46,6 +48,8 @@ ARMS: dict[Arm, ArmKind] = {
     "discrete": ArmKind("zero", markers=False),
     "zero_latent": ArmKind("zero", markers=True),
     "shuffled_latent": ArmKind("shuffled", markers=True),
+    "latent_free": ArmKind("real", markers=True, priced=False),
+    "discrete_free": ArmKind("zero", markers=False, priced=False),
 }
 
 

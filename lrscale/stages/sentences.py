@@ -49,8 +49,8 @@ class LiteTrace:
 
     completion_ids: tuple[int, ...]
     replaced: tuple[tuple[int, ...], ...]
-    """One entry a marker of completion_ids, in order: the ids of the sentence that it replaces, () for a
-    marker that the trace had before."""
+    """One entry a marker of completion_ids, in order: the ids of what it replaces (a sentence, or several that follow
+    each other), () for a marker that the trace had before."""
 
 
 def split_sentences(completion_ids: Sequence[int], detector: MarkerDetector) -> list[Sentence]:
@@ -97,7 +97,9 @@ def replace_with_markers(
     """Replace int(ratio x sentences) of the replaceable sentences, at least one, drawn at random.
 
     A sentence of n tokens becomes the marker with N = clamp(int(token_ratio x n), 1, max_steps), N never
-    above what the detector lets a marker be worth. None where there is no sentence to replace.
+    above what the detector lets a marker be worth. With `merge_neighbours`, sentences that follow each other
+    share a marker of their steps together, as long as these stay within the same limits. None where there is
+    no sentence to replace.
     """
     candidates = [sentence for sentence in sentences if sentence.replaceable]
     if not candidates:
@@ -107,16 +109,28 @@ def replace_with_markers(
     ids: list[int] = []
     replaced_at: dict[int, tuple[int, ...]] = {}
     copied = 0
-    for sentence in sorted(chosen, key=lambda s: s.start):
-        tokens = tuple(completion_ids[sentence.start : sentence.stop])
-        steps = min(max(int(config.token_ratio * len(tokens) + 1e-9), 1), config.max_steps, detector.max_latent_steps)
-        ids += [*completion_ids[copied : sentence.start], *detector.marker_ids(steps)]
-        replaced_at[len(ids) - 1] = tokens
-        copied = sentence.stop
+    for start, stop, steps in _replacements(chosen, config, min(config.max_steps, detector.max_latent_steps)):
+        ids += [*completion_ids[copied:start], *detector.marker_ids(steps)]
+        replaced_at[len(ids) - 1] = tuple(completion_ids[start:stop])
+        copied = stop
     ids += completion_ids[copied:]
     markers = [span.position for span in detector.find(ids)]
     assert replaced_at.keys() <= set(markers), "a marker that was put in is not found again"
     return LiteTrace(tuple(ids), tuple(replaced_at.get(position, ()) for position in markers))
+
+
+def _replacements(chosen: Sequence[Sentence], config: TracesConfig, max_steps: int) -> list[tuple[int, int, int]]:
+    """(start, stop, latent steps) of each marker to be put in, in order."""
+    made: list[tuple[int, int, int]] = []
+    for sentence in sorted(chosen, key=lambda s: s.start):
+        length = sentence.stop - sentence.start
+        steps = min(max(int(config.token_ratio * length + 1e-9), 1), max_steps)
+        if config.merge_neighbours and made and made[-1][1] == sentence.start and made[-1][2] + steps <= max_steps:
+            start, _, before = made.pop()
+            made.append((start, sentence.stop, before + steps))
+        else:
+            made.append((sentence.start, sentence.stop, steps))
+    return made
 
 
 def _fixed_ranges(opaque: list[bool], tokens: list[bytes], marker_ends: list[int]) -> list[tuple[int, int]]:

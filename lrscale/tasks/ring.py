@@ -70,30 +70,30 @@ def careless_notes(story: Story, rng: random.Random, *, slip_share: float) -> tu
     """Notes on a ring story by somebody who slips: (sentences, answer), in the shape of the reference trace.
 
     After each move, with probability `slip_share`, another place is written down (and believed from
-    then on); at each claim, as often, the wrong verdict. The notes end at the first conflict that
-    their writer sees. With a share of 0 they are the reference trace.
+    then on); at each claim, as often, the wrong verdict. A conflict that was seen once stays. With a share
+    of 0 they are the reference trace.
     """
     sentences = []
     place = 0
+    conflict = False
     for index, event in enumerate(story.events):
-        conflict = False
         if event.kind == "starts":
             place = PLACES.index(str(event.place))
         elif event.kind == "sweeps":
-            conflict = (event.place != PLACES[place]) != (rng.random() < slip_share)
+            conflict = conflict or (event.place != PLACES[place]) != (rng.random() < slip_share)
         else:
             place = moved(place, str(event.step))
             if rng.random() < slip_share:
                 place = (place + rng.randrange(1, 6)) % 6
         sentences.append(_note_sentence(index, event, PLACES[place], conflict=conflict))
-        if conflict:
-            return sentences, "Yes"
-    return sentences, "No"
+    return sentences, "Yes" if conflict else "No"
 
 
 def _tell(told: Sequence[Event], places: Sequence[str], flaw: int | None) -> Story:
-    end = len(told) if flaw is None else flaw + 1
-    trace = [_note_sentence(i, told[i], places[i], conflict=i == flaw) for i in range(end)]
+    trace = [
+        _note_sentence(i, event, place, conflict=flaw is not None and i >= flaw)
+        for i, (event, place) in enumerate(zip(told, places, strict=True))
+    ]
     sentences = [f"{index + 1}. {event.actor} {_sentence(event)}." for index, event in enumerate(told)]
     truth = "" if flaw is None else f"{told[flaw].actor} is at the {places[flaw]}"
     return Story(tuple(told), tuple(sentences), tuple(trace), flaw, explain(flaw, truth))
@@ -108,7 +108,7 @@ def _sentence(event: Event) -> str:
 
 
 def _note_sentence(index: int, event: Event, place: str, *, conflict: bool) -> str:
-    """One sentence of a trace: the event in two words, the place after it, and the verdict; one shape for all."""
+    """One sentence of a trace: the event in two words, the place after it, the verdict so far; one shape for all."""
     if event.kind in ("starts", "sweeps"):
         note = f"{event.kind} {event.place}"
     else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lrscale.tasks.tiny_base.examples import Batch, Examples
+from lrscale.tasks.tiny_base.muon import Muon
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +19,11 @@ class TrainingSettings:
     """What decides the weights, besides the task's stories."""
 
     seed: int = 0
-    steps: int = 1600
+    steps: int = 1500
     rows: int = 24
     slip_share: float = 0.08
     """How careless the writer of the traces is, see `careless_notes`."""
-    soft_share: float = 0.4
+    soft_share: float = 0.6
     """Share of examples with markers and soft inputs; the rest are explicit traces."""
     muon_learning_rate: float = 0.02
     """For the matrices of the transformer blocks."""
@@ -68,8 +69,6 @@ def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCau
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # With heads of 32 numbers in bf16 on a CPU, plain matmuls and softmax are about three times faster than SDPA.
-    config._attn_implementation = "eager"
     return LlamaForCausalLM(config)
 
 
@@ -79,15 +78,14 @@ def train(model: LlamaForCausalLM, examples: Examples, settings: TrainingSetting
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
     decay = settings.weight_decay
     optimizers = [
-        torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=decay),
+        Muon(matrices, lr=settings.muon_learning_rate, weight_decay=decay),
         torch.optim.AdamW(others, lr=settings.adamw_learning_rate, betas=(0.9, 0.98), weight_decay=decay),
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, settings.learning_rate_at) for optimizer in optimizers]
     tokens_total = 0
     for step, batch in zip(range(1, settings.steps + 1), examples.batches(settings.rows), strict=False):
         model.train()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = batch_loss(model, batch)
+        loss = batch_loss(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):

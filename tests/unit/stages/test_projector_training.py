@@ -90,6 +90,19 @@ def test_pairs_are_what_the_projector_reads(policy):
         assert torch.allclose(policy.projector(inputs_LH), expanded.latents[0], atol=1e-9)
 
 
+def test_own_rounds_read_what_the_policy_makes_of_its_own_latents(policy):
+    """Behind the true latents again, a second round would show the projector nothing that rollouts will."""
+    row = next(row for row in _rows(policy) if row.spans[0].steps > 1)
+    ids_BT = torch.tensor([row.ids])
+    own_BT = policy.expand(ids_BT, torch.ones_like(ids_BT)).latents
+    expected = policy.projector_inputs(ids_BT, torch.ones_like(ids_BT), own_BT)[0]
+    true, own = (collect_pairs(policy, [row], 10_000, own=own) for own in (False, True))
+    assert torch.equal(own.targets_MH, true.targets_MH)
+    assert torch.allclose(own.inputs_MH, expected, atol=1e-6)
+    assert torch.allclose(own.inputs_MH[0], true.inputs_MH[0], atol=1e-6)  # before the first latent nothing differs
+    assert not torch.allclose(own.inputs_MH[1], true.inputs_MH[1], atol=1e-2)
+
+
 def test_oracle_latents_are_mean_embeddings_of_the_replaced_sentence(policy):
     row = _rows(policy, replace_ratios=(0.25,))[0]
     embedding = policy.model.get_input_embeddings().weight

@@ -239,6 +239,20 @@ def test_share_steps_and_seed() -> None:
     assert [len(t.replaced) for t in lite_traces(ids, detector, CONFIG, random.Random(1))] == [2, 5]
 
 
+def test_neighbours_share_a_marker_as_far_as_its_steps_go() -> None:
+    """Locks out a marker that stands for sentences apart, for more steps than it may be worth, or for another text."""
+    detector = detector_of("bytes")
+    ids = list(b"Ten bytes. Ten bytes. Ten bytes. Ten bytes. \\boxed{X}")
+    config = CONFIG.model_copy(update={"merge_neighbours": True, "max_steps": 6})
+    sentences = split_sentences(ids, detector)
+    trace = replace_with_markers(ids, sentences, detector, config, 1.0, random.Random(0))
+    assert [span.steps for span in detector.find(trace.completion_ids)] == [6, 2]
+    assert [bytes(r) for r in trace.replaced] == [b"Ten bytes. Ten bytes. Ten bytes.", b" Ten bytes."]
+    for seed in range(20):
+        trace = replace_with_markers(ids, sentences, detector, config, 0.5, random.Random(seed))
+        assert [len(r) // 10 for r in trace.replaced] in ([2], [1, 1])
+
+
 def test_steps_stay_within_what_a_marker_may_be_worth() -> None:
     """A marker with a number above max_latent_steps would claim steps that are never taken."""
     detector = MarkerDetector(BYTES, max_latent_steps=3)

@@ -15,6 +15,7 @@ from lrscale.parallel.engine import NonFiniteError
 from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.single import SingleEngine
 from lrscale.records import Prompt, Rollout, RolloutGroup, Score, ScoreFailed
+from lrscale.stages.rl import rewards
 from lrscale.stages.update import Row, UpdateSettings, minibatches, scored_rows, update_policy
 from tests.unit.latent.tiny_models import live_policy
 
@@ -166,3 +167,18 @@ def test_a_loss_that_is_not_finite_names_step_and_sample_and_moves_nothing(rollo
     with pytest.raises(NonFiniteError, match=r"RL step 12.*p1/0"):
         update_policy(engine, rows, _settings(), step=12, learning_rate=RATE)
     assert torch.equal(_weights(engine), before)
+
+
+def test_arms_without_the_price_of_length_get_it_back(rollouts: list[Rollout]) -> None:
+    """Locks out an arm that is called free and pays, and a failed score that is given something."""
+    scores = (
+        Score(0.9, {"task": 1.0, "length": -0.1}),
+        Score(0.0, {"task": 0.0, "length": 0.0}),
+        ScoreFailed("timeout"),
+    )
+    group = RolloutGroup(Prompt("p", "?", {}), tuple(rollouts[:3]), scores)
+    priced_PG, valid_PG = rewards([group])
+    free_PG, _ = rewards([group], priced=False)
+    assert priced_PG.tolist() == [[0.9, 0.0, 0.0]]
+    assert free_PG.tolist() == [[1.0, 0.0, 0.0]]
+    assert valid_PG.tolist() == [[True, True, False]]
