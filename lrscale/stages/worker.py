@@ -238,6 +238,7 @@ def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep, drain: Drain = NEVER)
         drain.mark(drained)
         raise
     finally:
+        parts.rollouts.close()
         parts.sampler.scorer.close()
         parts.log.close()
     lockstep.barrier()
