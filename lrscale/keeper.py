@@ -121,9 +121,7 @@ def keep(work: Callable[[], int], *, lifeline: int | None, when_orphaned: Callab
             when_orphaned()
 
 
-def _watch(
-    worker: int, parent: int, lifeline: int | None, asked: list[float], shared: set[Path]
-) -> tuple[int, bool]:
+def _watch(worker: int, parent: int, lifeline: int | None, asked: list[float], shared: set[Path]) -> tuple[int, bool]:
     """Until the worker ends, or has to: its exit code, 128 + signal if it is killed; whether the owner is gone."""
     poll = select.poll()
     if lifeline is not None:

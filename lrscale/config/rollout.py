@@ -52,7 +52,8 @@ class VllmRolloutConfig(Sampling):
     """`recompute`: the trainer computes the latents of all rollouts in one batched pass, and its own log-probs with
     them; `engine`: those that the engine used are sent over."""
     transport: Literal["files", "broadcast"] = "files"
-    """How weights reach the engines. `files`: by shared memory of one node; `broadcast`: over the network (gloo)."""
+    """How weights reach the engines. `files`: through shared memory, or through the run directory's file system where
+    engines are `separate`; `broadcast`, over the network between ranks and engines, is refused for now."""
     other_modes: Literal["refuse", "local"] = "refuse"
     """What vLLM has no mode for (explicit traces; arms other than latent): `local` leaves it to the trainer itself."""
     probe_tolerance: PositiveFloat | None = None

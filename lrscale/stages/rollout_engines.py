@@ -9,24 +9,26 @@ from pathlib import Path
 from torch import Tensor
 
 from lrscale.config.recipe import Recipe
-from lrscale.config.rollout import VllmRolloutConfig
+from lrscale.config.rollout import Sampling, VllmRolloutConfig
 from lrscale.latent import LatentPolicy
 from lrscale.parallel.engine import Engine
 from lrscale.parallel.lockstep import Lockstep
+from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.replica import empty_replica, whole_bytes
+from lrscale.parallel.single import SingleEngine
 from lrscale.records import Rollout
 from lrscale.rollout.engine import RolloutEngine, SamplingPlan
 from lrscale.rollout.local import LocalRollouts
 from lrscale.rollout.shared_memory import new_shared_folder
-from lrscale.rollout.vllm.engine import Place, VllmRollouts
+from lrscale.rollout.vllm.engine import Trainer, VllmRollouts
 from lrscale.rollout.vllm.fleet import Fleet
 from lrscale.rollout.vllm.model_folder import VllmModelFolder, prepare
 from lrscale.rollout.vllm.process import EngineProcess
-from lrscale.rollout.vllm.publisher import Publisher
+from lrscale.rollout.vllm.publisher import Delivery, Publisher
 from lrscale.rollout.vllm.settings import EngineSettings
 
 _CPU_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-_VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
+_VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 """V2 of vLLM's runner is not tested with latent steps (lrscale.rollout.vllm.compatibility)."""
 NEEDS_VLLM = (
     "rollout.kind vllm needs vLLM, which is not installed in this environment: pip install 'lrscale[vllm]' (on a "
@@ -114,20 +116,23 @@ def vllm_rollouts(
         engine.policy,
         engine.full_parameters,
         lockstep,
-        fleet=fleet,
-        folder=shared,
-        latent_token_id=latent_token_id,
-        probe_tolerance=config.probe_tolerance or (0.25 if narrow else 1e-3),
-        timeout_s=config.start_timeout_s,
+        Delivery(
+            latent_token_id=latent_token_id,
+            probe_tolerance=config.probe_tolerance or (0.25 if narrow else 1e-3),
+            timeout_s=config.start_timeout_s,
+            folder=shared if config.placement == "colocated" or shared is None else run_dir / "weights",
+            shared=shared,
+        ),
+        fleet,
     )
     return VllmRollouts(
         engine.policy,
         config,
         publisher,
         latent_token_id=latent_token_id,
-        peers=lockstep,
-        place=Place(lockstep.ranks.rank, lockstep.ranks.world_size),
-        micro_batch_tokens=recipe.optimisation.micro_batch_tokens,
+        trainer=Trainer(
+            lockstep, lockstep.ranks.rank, lockstep.ranks.world_size, recipe.optimisation.micro_batch_tokens
+        ),
     )
 
 
@@ -135,7 +140,12 @@ def model_folder(policy: LatentPolicy, run_dir: Path) -> VllmModelFolder:
     """Config and tokenizer as vLLM reads them; weights come by publication."""
     source = run_dir / "engine-model" / "policy"
     policy.save_config(source)
-    return prepare(source, run_dir / "engine-model" / "vllm")
+    return prepare(source, served_folder(run_dir))
+
+
+def served_folder(run_dir: Path) -> Path:
+    """What engines load: config and tokenizer."""
+    return run_dir / "engine-model" / "vllm"
 
 
 def engines_folder(run_dir: Path) -> Path:
@@ -161,16 +171,14 @@ def start_fleet(
             EngineProcess(f"engine-{index}", settings, folder, engine_variables(recipe, config))
             for index in range(config.engines)
         ]
-    fleet = Fleet(
-        folder, config.engines, owned, start_timeout_s=config.start_timeout_s, say=say, tick=lockstep.tick
-    )
+    fleet = Fleet(folder, config.engines, owned, start_timeout_s=config.start_timeout_s, say=say, tick=lockstep.tick)
     fleet.start()
     return fleet
 
 
 def engine_settings(recipe: Recipe, config: VllmRolloutConfig, run_dir: Path, shared: Path | None) -> EngineSettings:
     """What every engine of the run is started with."""
-    served = VllmModelFolder.read(run_dir / "engine-model" / "vllm")
+    served = VllmModelFolder.read(served_folder(run_dir))
     return EngineSettings(
         folder=str(served.path.absolute()),
         latent_token_id=served.latent_token_id,
@@ -194,3 +202,20 @@ def engine_variables(recipe: Recipe, config: VllmRolloutConfig) -> dict[str, str
     """Environment of the engines, the recipe's own last."""
     on_cpu = recipe.model.device == "cpu"
     return {**_VARIABLES, **(_CPU_VARIABLES if on_cpu else {}), **config.environment}
+
+
+def finished_rollouts(recipe: Recipe, policy: LatentPolicy, folder: Path, say: Callable[[str], None]) -> VllmRollouts:
+    """vLLM with a policy that is not trained any more; what it needs on disk lies in `folder`."""
+    given = recipe.rollout
+    config = given
+    if not isinstance(config, VllmRolloutConfig):
+        config = VllmRolloutConfig(kind="vllm", **given.model_dump(include=set(Sampling.model_fields)))
+    config = config.model_copy(update={"placement": "colocated", "engines": 1})
+    engine = SingleEngine(policy, recipe.optimisation, ranks=Ranks())
+    rollouts = vllm_rollouts(recipe, config, engine, folder, say)
+    try:
+        rollouts.load_weights(engine.full_parameters(), version=0)
+    except BaseException:
+        rollouts.close()
+        raise
+    return rollouts

@@ -71,7 +71,9 @@ class EngineDesk:
     def health(self) -> dict[str, Any]:
         return {"state": self.state, "version": self.version, "running": len(self._running), "why": self._failure}
 
-    async def generate(self, rows: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(
+        self, rows: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any]
+    ) -> AsyncIterator[dict[str, Any]]:
         """One answer a row as it finishes. Whoever stops listening aborts the rest.
 
         Raises:
@@ -96,7 +98,7 @@ class EngineDesk:
         try:
             async for output in self._llm.generate({"prompt_token_ids": list(row["prompt"])}, params, request):
                 final = output
-        except Exception as error:  # vLLM's own, of many kinds; a cancelled task is none of them
+        except Exception as error:  # noqa: BLE001 - vLLM's own, of many kinds; a cancelled task is none of them
             if self._llm.errored:
                 self._failure = f"{type(error).__name__}: {error}"
             return {"key": row["key"], "error": f"{type(error).__name__}: {error}"}
@@ -124,9 +126,7 @@ class EngineDesk:
 
         # A CPU engine dies of a seed together with chunked prefill (vLLM 0.32).
         own = {"seed": row["seed"]} if row.get("seed") is not None and not self.on_cpu else {}
-        return SamplingParams(
-            **sampling, **own, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-        )
+        return SamplingParams(**sampling, **own, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
 
     @property
     def on_cpu(self) -> bool:

@@ -47,14 +47,14 @@ class Peers(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Which of the trainer's ranks this is."""
+class Trainer:
+    """The process that samples, among its peers."""
 
+    peers: Peers
     rank: int = 0
     world_size: int = 1
-
-
-ALONE = Place()
+    micro_batch_tokens: int = 8192
+    """Positions of a batch in which latents are recomputed."""
 
 
 class VllmRollouts:
@@ -67,17 +67,14 @@ class VllmRollouts:
         publisher: Publisher,
         *,
         latent_token_id: int,
-        peers: Peers,
-        place: Place = ALONE,
-        micro_batch_tokens: int = 8192,
+        trainer: Trainer,
     ) -> None:
         self.policy = policy
         self.config = config
         self.publisher = publisher
         self.latent_token_id = latent_token_id
-        self._peers = peers
-        self._place = place
-        self._micro_batch_tokens = micro_batch_tokens
+        self._trainer = trainer
+        self._peers = trainer.peers
         self._version = 0
         self.retried = 0
         """Rows that were handed out again since the start."""
@@ -105,7 +102,7 @@ class VllmRollouts:
         for revival in range(_REVIVALS + 1):
             urls = self.publisher.usable()
             round_ = Round(
-                waiting, urls, sampling, self._limits(), self._peers.tick, self._place.rank % max(len(urls), 1)
+                waiting, urls, sampling, self._limits(), self._peers.tick, self._trainer.rank % max(len(urls), 1)
             )
             for url, answer in round_:
                 place = answer["key"]
@@ -138,14 +135,14 @@ class VllmRollouts:
             rollouts,
             self._peers,
             temperature=self.config.temperature,
-            positions=self._micro_batch_tokens,
+            positions=self._trainer.micro_batch_tokens,
         )
 
     def close(self) -> None:
         self.publisher.close()
 
     def _limits(self) -> Limits:
-        window = -(-2 * self.config.batch_rows // self._place.world_size)
+        window = -(-2 * self.config.batch_rows // self._trainer.world_size)
         return Limits(self.config.request_timeout_s, window=max(window, 8))
 
     def _sampling(self, plan: SamplingPlan) -> dict[str, Any]:
@@ -160,7 +157,9 @@ class VllmRollouts:
             "ignore_eos": True,  # the policy's own stop tokens are named, whatever the engine's config says
         }
 
-    def _rollout(self, prompt: tuple[int, ...], found: Sequence[LatentSpan], url: str, answer: dict[str, Any]) -> Rollout:
+    def _rollout(
+        self, prompt: tuple[int, ...], found: Sequence[LatentSpan], url: str, answer: dict[str, Any]
+    ) -> Rollout:
         """The record of an answer; its latents are the engine's, or still to be computed."""
         completion, logprobs, runs = split(answer["token_ids"], answer["logprobs"], self.latent_token_id)
         inside = [span for span in found if span.position < len(prompt) - 1]

@@ -19,38 +19,26 @@ _TRAINERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK
 _LAST_WORDS = 15
 
 
-class EngineProcess:
-    """One engine that this process owns. Its log, settings and address lie in a folder of the run."""
+class ServerProcess:
+    """A module of this package that keeps itself (lrscale.keeper) and holds a server; its output goes to a log."""
 
-    def __init__(self, name: str, settings: EngineSettings, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
-        self._folder = folder
+        self.log = log
         self._environment = environment
-        self._settings = replace(settings, address_file=str(folder / f"{name}.address.json"))
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> Path:
-        return self._folder / f"{self.name}.log"
-
-    @property
-    def url(self) -> str | None:
-        """Where it listens; None while it does not."""
-        return read_address(Path(self._settings.address_file))
 
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Returns at once; the model takes its time to load."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        Path(self._settings.address_file).unlink(missing_ok=True)
-        config = self._settings.write(self._folder / f"{self.name}.json")
+    def run(self, module: str, *arguments: str) -> None:
+        """Returns at once."""
         variables = [f"{name}={value}" for name, value in self._environment.items()]
         # env: what the trainer's launcher said of ranks is not for vLLM, and only one file reads the environment here.
         command = ["env", *(part for name in _TRAINERS for part in ("-u", name)), *variables]
-        command += [sys.executable, "-m", "lrscale.rollout.vllm.server", str(config)]
+        command += [sys.executable, "-m", module, *arguments]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -88,19 +76,37 @@ class EngineProcess:
 
     def last_words(self) -> str:
         """The end of its log, for people."""
-        try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(f"    {line}" for line in lines[-_LAST_WORDS:])
+        return "\n".join(f"    {line}" for line in self._lines()[-_LAST_WORDS:])
 
     def doing(self) -> str:
         """What its log says last, in short."""
+        return next((line.strip()[-100:] for line in reversed(self._lines()) if line.strip()), "starting")
+
+    def _lines(self) -> list[str]:
         try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
-            return ""
-        return lines[-1].strip()[-100:] if lines else ""
+            return []
+
+
+class EngineProcess(ServerProcess):
+    """One rollout engine that this process owns. Its log, settings and address lie in a folder of the run."""
+
+    def __init__(self, name: str, settings: EngineSettings, folder: Path, environment: Mapping[str, str]) -> None:
+        super().__init__(name, folder / f"{name}.log", environment)
+        self._folder = folder
+        self._settings = replace(settings, address_file=str(folder / f"{name}.address.json"))
+
+    @property
+    def url(self) -> str | None:
+        """Where it listens; None while it does not."""
+        return read_address(Path(self._settings.address_file))
+
+    def start(self) -> None:
+        """Returns at once; the model takes its time to load."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        Path(self._settings.address_file).unlink(missing_ok=True)
+        self.run("lrscale.rollout.vllm.server", str(self._settings.write(self._folder / f"{self.name}.json")))
 
 
 def read_address(path: Path) -> str | None:

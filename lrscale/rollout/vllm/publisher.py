@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,6 +35,20 @@ class Peers(Protocol):
     def tick(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How weights travel, and what proves that they arrived."""
+
+    latent_token_id: int
+    probe_tolerance: float
+    timeout_s: float
+    """Of one request to an engine."""
+    folder: Path | None
+    """For the files of a publication; None on ranks other than the main one."""
+    shared: Path | None = None
+    """The main rank's folder in shared memory, removed in the end."""
+
+
 class Publisher:
     """Keeps engines at the trainer's weights."""
 
@@ -42,22 +57,19 @@ class Publisher:
         policy: LatentPolicy,
         parameters: Callable[[], Iterable[tuple[str, Tensor]]],
         peers: Peers,
-        *,
+        delivery: Delivery,
         fleet: Fleet | None,
-        folder: Path | None,
-        latent_token_id: int,
-        probe_tolerance: float,
-        timeout_s: float,
     ) -> None:
-        """`parameters` gathers all weights (collective). `fleet` and `folder`, for the files, are the main rank's."""
+        """`parameters` gathers all weights (collective). The `fleet` is the main rank's."""
         self._policy = policy
         self._parameters = parameters
         self._peers = peers
         self._fleet = fleet
-        self._folder = folder
-        self._latent_token_id = latent_token_id
-        self._tolerance = probe_tolerance
-        self._timeout_s = timeout_s
+        self._delivery = delivery
+        self._folder = delivery.folder
+        self._latent_token_id = delivery.latent_token_id
+        self._tolerance = delivery.probe_tolerance
+        self._timeout_s = delivery.timeout_s
         self._usable: list[str] = []
         self.last_gap = 0.0
         """Largest |log-prob of the engine - of the trainer| of the last probe."""
@@ -104,8 +116,9 @@ class Publisher:
         """End the engines of this process; nothing of them stays in shared memory."""
         if self._fleet is not None:
             self._fleet.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in (self._folder, self._delivery.shared):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _awake(self) -> dict[str, int | None]:
         """Every engine up and ready to take weights: its address and the version it has."""
@@ -147,7 +160,9 @@ class Publisher:
             for url in urls:
                 found, of_version = probe(url, prompts, timeout_s=self._timeout_s)
                 if of_version != version:
-                    raise PublicationError(f"{url} answers with weights of version {of_version}, published was {version}")
+                    raise PublicationError(
+                        f"{url} answers with weights of version {of_version}, published was {version}"
+                    )
                 worst = max(worst, *(self._gap(*pair) for pair in zip(rows, found, expected, strict=True)))
                 if not worst <= self._tolerance:
                     raise PublicationError(

@@ -10,7 +10,6 @@ from lrscale.rollout.vllm.plugin import register
 from lrscale.rollout.vllm.worker import LatentWorker
 from lrscale.rollout.weights import Manifest, PublicationError, check_publication, read_publication
 
-
 register()  # vLLM imports this before it builds the model, also where the plugin's entry point is not installed
 
 

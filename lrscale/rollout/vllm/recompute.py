@@ -33,7 +33,8 @@ def recompute(
     `positions` bounds a batch: rows times the longest of them.
     """
     done = list(rollouts)
-    batches = list(_batches(rollouts, positions))
+    todo = [index for index, rollout in enumerate(rollouts) if rollout.trainer_logprobs_T is None]
+    batches = [[todo[place] for place in batch] for batch in _batches([rollouts[index] for index in todo], positions)]
     (most,) = peers.most(len(batches))
     for chosen in [*batches, *[[]] * (most - len(batches))]:
         peers.tick()

@@ -30,11 +30,11 @@ def engine_app(desk: EngineDesk) -> FastAPI:
 
     app = FastAPI(title="lrscale rollouts", docs_url=None, redoc_url=None, openapi_url=None)
 
-    def route(path: str, answer: Callable[[dict[str, Any]], Awaitable[Any]]) -> None:
+    def route(path: str, answer: Answer) -> None:
         async def handle(request: Request) -> Response:
             body = await request.body()
             try:
-                result = await answer(json.loads(body) if body else {})
+                result = await answer(desk, json.loads(body) if body else {})
             except Refused as refusal:
                 return JSONResponse({"error": str(refusal)}, status_code=409)
             except (KeyError, TypeError, ValueError) as error:
@@ -49,46 +49,7 @@ def engine_app(desk: EngineDesk) -> FastAPI:
         handle.__annotations__ = {"request": Request, "return": Response}
         app.add_api_route(path, handle, methods=["POST"], response_model=None)
 
-    async def generate(body: dict[str, Any]) -> AsyncIterator[bytes]:
-        if desk.state != "ready":  # before the status line is sent
-            raise Refused(f"this engine is {desk.state}")
-        return _lines(desk.generate(body["rows"], body["sampling"]))
-
-    async def weights(body: dict[str, Any]) -> dict[str, Any]:
-        if "manifest" not in body:
-            return await desk.confirm_version(int(body["version"]))
-        only = bool(body.get("projector_only", False))
-        return await desk.take_weights(str(body["manifest"]), int(body["version"]), projector_only=only)
-
-    async def probe(body: dict[str, Any]) -> dict[str, Any]:
-        return {"logprobs": await desk.probe(body["prompts"]), "version": desk.version}
-
-    async def latents(body: dict[str, Any]) -> bytes:
-        return await desk.take_latents(body["requests"])
-
-    async def abort(body: dict[str, Any]) -> dict[str, int]:
-        return {"aborted": await desk.abort(body.get("requests"))}
-
-    async def drain(body: dict[str, Any]) -> dict[str, Any]:
-        await desk.drain()
-        return desk.health()
-
-    async def resume(body: dict[str, Any]) -> dict[str, Any]:
-        desk.resume()
-        return desk.health()
-
-    async def sleep(body: dict[str, Any]) -> dict[str, bool]:
-        return {"slept": await desk.sleep(int(body.get("level", 1)))}
-
-    async def wake(body: dict[str, Any]) -> dict[str, Any]:
-        await desk.wake(body.get("tags", ()))
-        return desk.health()
-
-    async def shutdown(body: dict[str, Any]) -> dict[str, Any]:
-        desk.on_shutdown()
-        return {}
-
-    for answer in (generate, weights, probe, latents, abort, drain, resume, sleep, wake, shutdown):
+    for answer in _ANSWERS:
         route(f"/{answer.__name__}", answer)
 
     async def health() -> JSONResponse:
@@ -101,3 +62,58 @@ def engine_app(desk: EngineDesk) -> FastAPI:
 async def _lines(answers: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
     async for answer in answers:
         yield json.dumps(answer).encode() + b"\n"
+
+
+Answer = Callable[[EngineDesk, dict[str, Any]], Awaitable[Any]]
+
+
+async def generate(desk: EngineDesk, body: dict[str, Any]) -> AsyncIterator[bytes]:
+    if desk.state != "ready":  # before the status line is sent
+        raise Refused(f"this engine is {desk.state}")
+    return _lines(desk.generate(body["rows"], body["sampling"]))
+
+
+async def weights(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
+    if "manifest" not in body:
+        return await desk.confirm_version(int(body["version"]))
+    only = bool(body.get("projector_only", False))
+    return await desk.take_weights(str(body["manifest"]), int(body["version"]), projector_only=only)
+
+
+async def probe(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
+    return {"logprobs": await desk.probe(body["prompts"]), "version": desk.version}
+
+
+async def latents(desk: EngineDesk, body: dict[str, Any]) -> bytes:
+    return await desk.take_latents(body["requests"])
+
+
+async def abort(desk: EngineDesk, body: dict[str, Any]) -> dict[str, int]:
+    return {"aborted": await desk.abort(body.get("requests"))}
+
+
+async def drain(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
+    await desk.drain()
+    return desk.health()
+
+
+async def resume(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
+    desk.resume()
+    return desk.health()
+
+
+async def sleep(desk: EngineDesk, body: dict[str, Any]) -> dict[str, bool]:
+    return {"slept": await desk.sleep(int(body.get("level", 1)))}
+
+
+async def wake(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
+    await desk.wake(body.get("tags", ()))
+    return desk.health()
+
+
+async def shutdown(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
+    desk.on_shutdown()
+    return {}
+
+
+_ANSWERS: tuple[Answer, ...] = (generate, weights, probe, latents, abort, drain, resume, sleep, wake, shutdown)
