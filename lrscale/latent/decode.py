@@ -112,9 +112,7 @@ class Decoder:
 
     def _advance(self, batch: _Batch, tokens_B: Tensor, latent_B: Tensor) -> None:
         """Move the marker automaton over the tokens just drawn; latent rows count down instead."""
-        batch.states_B, batch.remaining_B = self.detector.follow(
-            batch.states_B, batch.remaining_B, tokens_B, latent_B
-        )
+        batch.states_B, batch.remaining_B = self.detector.follow(batch.states_B, batch.remaining_B, tokens_B, latent_B)
         if self.options.mode == "zero":
             batch.remaining_B = torch.zeros_like(batch.remaining_B)
 

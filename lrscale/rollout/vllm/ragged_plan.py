@@ -36,6 +36,8 @@ class RaggedPlan:
     last_states: list[int] = field(default_factory=list)
     forced_rows: list[int] = field(default_factory=list)
     """Rows that a latent position follows."""
+    shared: int = 0
+    """Sequences that go on from a block which another one fills in this step."""
 
     @classmethod
     def make(cls, step: Step, buffers: SideBuffers, automaton: PositionAutomaton) -> RaggedPlan:
@@ -99,7 +101,7 @@ class _Planner:
         """The round behind which a row's hidden state is final."""
 
     def plan(self) -> RaggedPlan:
-        plan = RaggedPlan()
+        plan = RaggedPlan(shared=sum(source is not None for source in self.sources))
         for index in self._order():
             self._visit(index, plan)
         return plan
