@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: `make vllm` installs it")
 
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from vllm import ModelRegistry
 from vllm.config import CompilationConfig, CUDAGraphMode, ParallelConfig
 from vllm.forward_context import ForwardContext
@@ -119,6 +119,9 @@ def test_decoding_has_no_data_dependent_control_flow() -> None:
             Step(**columns, single=True, captured=True), columns["ids_T"], fixed=True
         )
         assert hidden.shape == (3, HIDDEN)
+        free = Step(**columns, single=True, captured=False)
+        with pytest.raises(DataDependentOutputException):  # the way outside of graphs does look
+            steps(automaton, buffers).run(free, columns["ids_T"], fixed=False)
     with pytest.raises(RuntimeError, match="several positions a sequence in a full CUDA graph"):
         many = Step(*[getattr(step, name) for name in tensors], single=False, captured=True)
         steps(automaton, buffers).run(many, step.ids_T, fixed=False)

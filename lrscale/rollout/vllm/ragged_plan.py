@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class _Planner:
         size = buffers.block_size
         starts = step.starts_R1.tolist()
         # Sequences without a position in this step do not exist; padding repeats the last start.
-        self.bounds = [(first, end) for first, end in zip(starts[:-1], starts[1:], strict=True) if end > first]
+        self.bounds = [(first, end) for first, end in pairwise(starts) if end > first]
         firsts_R = step.starts_R1[: len(self.bounds)]
         positions_R = step.positions_T[firsts_R]
         before_R = step.blocks_before(positions_R, size)

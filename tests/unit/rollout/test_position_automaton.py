@@ -14,7 +14,7 @@ from lrscale.rollout.vllm.position_automaton import PositionAutomaton, steps_to_
 from lrscale.rollout.vllm.stream import prompt_positions, split
 from tests.unit.latent.test_marker_oracle import detector_named, id_rows, oracle
 
-SLOW = settings(max_examples=25, deadline=None, derandomize=True)
+SLOW = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 @pytest.mark.parametrize("name", ["fragments", "byte_level_bpe-plain", "unigram-tags"])
