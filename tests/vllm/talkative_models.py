@@ -24,11 +24,11 @@ BITS = 3
 
 
 def talkative_policy(
-    architecture: str, projector_kind: ProjectorKind = "paper", *, max_latent_steps: int = 32, **overrides: object
+    architecture: str, projector_kind: ProjectorKind = "paper", *, layers: int = 3, seed: int = 0, **overrides: object
 ) -> LatentPolicy:
     """A float32 policy. Its projector's latents have the scale of embeddings."""
     tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = CONFIGS[architecture](
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
@@ -46,7 +46,7 @@ def talkative_policy(
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
     _make_talkative(model, tokenizer)
-    policy = LatentPolicy.from_pretrained(model, tokenizer, 3, max_latent_steps, projector_kind=projector_kind)
+    policy = LatentPolicy.from_pretrained(model, tokenizer, layers, projector_kind=projector_kind)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.projector.parameters():

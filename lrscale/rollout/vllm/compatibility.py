@@ -12,9 +12,16 @@ BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 
 _METADATA_FIELDS = ("num_actual_tokens", "max_query_len", "query_start_loc", "block_table", "slot_mapping")
 _RUNNER_FIELDS = (
-    ("input_batch.req_ids", "input_batch.num_computed_tokens_cpu", "input_batch.token_ids_cpu", "requests")
-    + ("input_batch.block_table.block_tables", "kv_cache_config.kv_cache_groups", "attn_groups", "reload_weights")
-    + ("cache_config.block_size", "cache_config.num_gpu_blocks", "model_config.get_hidden_size")
+    "attn_groups",
+    "cache_config.block_size",
+    "cache_config.num_gpu_blocks",
+    "input_batch.block_table.block_tables",
+    "input_batch.num_computed_tokens_cpu",
+    "input_batch.req_ids",
+    "input_batch.token_ids_cpu",
+    "kv_cache_config.kv_cache_groups",
+    "model_config.get_hidden_size",
+    "requests",
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class RaggedPlan:
     last_states: list[int] = field(default_factory=list)
     forced_rows: list[int] = field(default_factory=list)
     """Rows that a latent position follows."""
+    shared: int = 0
+    """Sequences that go on from a block which another one fills in this step."""
 
     @classmethod
     def make(cls, step: Step, buffers: SideBuffers, automaton: PositionAutomaton) -> RaggedPlan:
@@ -74,7 +77,7 @@ class _Planner:
         size = buffers.block_size
         starts = step.starts_R1.tolist()
         # Sequences without a position in this step do not exist; padding repeats the last start.
-        self.bounds = [(first, end) for first, end in zip(starts[:-1], starts[1:], strict=True) if end > first]
+        self.bounds = [(first, end) for first, end in pairwise(starts) if end > first]
         firsts_R = step.starts_R1[: len(self.bounds)]
         positions_R = step.positions_T[firsts_R]
         before_R = step.blocks_before(positions_R, size)
@@ -99,7 +102,7 @@ class _Planner:
         """The round behind which a row's hidden state is final."""
 
     def plan(self) -> RaggedPlan:
-        plan = RaggedPlan()
+        plan = RaggedPlan(shared=sum(source is not None for source in self.sources))
         for index in self._order():
             self._visit(index, plan)
         return plan
