@@ -27,7 +27,8 @@ from lrscale.rollout.vllm.process import EngineProcess
 from lrscale.rollout.vllm.publisher import Delivery, Publisher
 from lrscale.rollout.vllm.settings import EngineSettings
 
-_CPU_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+_CPU_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""The trainer computes on the same cores by turns, so none is an engine's own."""
 _VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 """V2 of vLLM's runner is not tested with latent steps (lrscale.rollout.vllm.compatibility)."""
 NEEDS_VLLM = (

@@ -170,7 +170,7 @@ def test_a_late_sequence_is_sampled_again_then_ends_the_run(stack: ExitStack):
     def fails(engine: Engine, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from ({"key": row["key"], "error": "no room"} for row in body["rows"])
 
-    with pytest.raises(EngineError, match="failed 3 times.*no room"):
+    with pytest.raises(EngineError, match=r"failed 3 times.*no room"):
         keys(round_over([stack.enter_context(served(fails))], 2))
 
 
