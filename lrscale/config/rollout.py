@@ -50,7 +50,8 @@ class VllmRolloutConfig(Sampling):
     """No torch.compile and no CUDA graphs: starts faster, decodes slower."""
     latents: Literal["recompute", "engine"] = "recompute"
     """`recompute`: the trainer computes the latents of all rollouts in one batched pass, and its own log-probs with
-    them; `engine`: those that the engine used are sent over."""
+    them; `engine`: those that the engine used are sent over, and stages.rl.audit_every compares them with the
+    trainer's."""
     transport: Literal["files", "broadcast"] = "files"
     """How weights reach the engines. `files`: through shared memory, or through the run directory's file system where
     engines are `separate`; `broadcast`, over the network between ranks and engines, is refused for now."""

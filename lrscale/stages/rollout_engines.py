@@ -121,7 +121,7 @@ def vllm_rollouts(
             latent_token_id=latent_token_id,
             probe_tolerance=config.probe_tolerance or (0.25 if narrow else 1e-3),
             timeout_s=config.start_timeout_s,
-            folder=shared if config.placement == "colocated" or shared is None else run_dir / "weights",
+            folder=shared if config.placement == "colocated" or shared is None else run_dir.absolute() / "weights",
             shared=shared,
         ),
         fleet,

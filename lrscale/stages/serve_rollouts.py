@@ -10,6 +10,7 @@ Exit codes: 0 ended, 3 the recipe asks for no such engines, 6 an engine does not
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -83,7 +84,7 @@ def serve(recipe: Recipe, config: VllmRolloutConfig, run_dir: Path, host: str) -
             time.sleep(_LOOK_S)
     finally:
         fleet.close()
-        shared.rmdir()
+        shutil.rmtree(shared, ignore_errors=True)
 
 
 def engines_here(recipe: Recipe, config: VllmRolloutConfig) -> int:
