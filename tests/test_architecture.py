@@ -87,6 +87,16 @@ def test_only_parallel_imports_the_engines() -> None:
     assert not guilty
 
 
+def test_programs_are_started_in_few_places() -> None:
+    """Locks out children that nobody ends: beside the launcher only rollout engines are programs, all in one file."""
+    starters = {
+        path.relative_to(ROOT / "lrscale").as_posix()
+        for path in (ROOT / "lrscale").rglob("*.py")
+        if "subprocess" in _imported(ast.parse(path.read_text()))
+    }
+    assert {name for name in starters if not name.startswith("launch/")} == {"rollout/vllm/process.py"}
+
+
 def _reads_environment(tree: ast.AST) -> bool:
     names = {"environ", "environb", "getenv"}
     return any(

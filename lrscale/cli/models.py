@@ -18,13 +18,15 @@ def evaluate(
         typer.Option("--recipe", help="Task and sampling; a run has its own, a model takes tiny-cpu's."),
     ] = None,
     overrides: Overrides = None,
+    engine: Annotated[str, typer.Option(metavar="local|vllm", help="What samples.")] = "local",
 ) -> None:
     """Accuracy and length of a run's arms, or of any model, on held-out prompts."""
     from lrscale.launch.local import run_module
     from lrscale.launch.targets import evaluation_arguments
 
     with evaluation_arguments(target, recipes or [], overrides or []) as arguments:
-        code = run_module("lrscale.stages", ["evaluate", *arguments], say=say)
+        options = [] if engine == "local" else [f"--engine={engine}"]
+        code = run_module("lrscale.stages", ["evaluate", *options, *arguments], say=say)
     raise typer.Exit(code)
 
 
@@ -46,6 +48,42 @@ def generate(
     options += ["--chat-template"] if chat_template else []
     model = model_of(target, arm)
     raise typer.Exit(run_module("lrscale.stages", ["generate", *options, "--", model, prompt], say=say))
+
+
+@app.command()
+def serve(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run directory or model folder.")],
+    arm: Annotated[str | None, typer.Option(help="Which arm of a run; default: latent.")] = None,
+    host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs.")] = 1,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Longest sequence; default: the model's.")] = None,
+    eager: Annotated[bool, typer.Option("--eager", help="No torch.compile: starts faster, answers slower.")] = False,
+) -> None:
+    """An OpenAI-compatible server of a finished model, latent steps on (needs vLLM). Prints its URL once it answers."""
+    from lrscale.launch.local import run_module
+    from lrscale.launch.targets import model_of
+
+    options = [
+        f"--host={host}",
+        f"--port={port}",
+        f"--tensor-parallel={tensor_parallel}",
+        f"--served-name={arm or Path(target).name}",
+    ]
+    options += [f"--max-model-len={max_model_len}"] if max_model_len else []
+    options += ["--eager"] if eager else []
+    raise typer.Exit(run_module("lrscale.stages", ["serve", *options, "--", model_of(target, arm)], say=say))
+
+
+@app.command("serve-rollouts")
+def serve_rollouts(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    host: Annotated[str, typer.Option(help="Interface to listen on.")] = "0.0.0.0",
+) -> None:
+    """The rollout engines of one node, for a role of cluster.split (rollout.placement: separate)."""
+    from lrscale.launch.local import run_module
+
+    raise typer.Exit(run_module("lrscale.stages", ["serve-rollouts", f"--host={host}", "--", str(run)], say=say))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from lrscale.config.reward import (
     TaskRewardConfig,
     VrCliRewardConfig,
 )
+from lrscale.config.rollout import VllmRolloutConfig
 from lrscale.config.schema import Key
 from lrscale.config.shipped import shipped_ds_configs
 from lrscale.config.task import FlawedStoriesConfig, JsonlConfig, NextChapterConfig
@@ -178,6 +179,59 @@ def _shuffling(recipe: Recipe) -> Iterator[Conflict]:
         yield Conflict(("stages", "evaluate", "prompts"), message, help_text)
 
 
+def _vllm(recipe: Recipe) -> Iterator[Conflict]:
+    """What engines of their own cannot do."""
+    rollout = recipe.rollout
+    if not isinstance(rollout, VllmRolloutConfig):
+        return
+    yield from _vllm_modes(recipe, rollout)
+    yield from _vllm_placement(recipe, rollout)
+    truncated = rollout.top_p < 1 or rollout.top_k or rollout.min_new_tokens
+    if rollout.temperature not in (0.0, 1.0) and truncated:
+        message = (
+            f"rollout.temperature is {rollout.temperature:g} with top_p, top_k or min_new_tokens: vLLM's log-probs at a "
+            "temperature are those of the truncated distribution, which the trainer does not compute again"
+        )
+        yield Conflict(("rollout", "temperature"), message, "give temperature: 1, or no truncation")
+    if recipe.model.dtype == "float64":
+        message = "model.dtype float64 does not go with rollout.kind vllm, which computes in float32 at most"
+        yield Conflict(("model", "dtype"), message, "give float32 or bfloat16, or rollout.kind: local")
+    if rollout.transport == "broadcast":
+        message = "rollout.transport broadcast is not there yet: weights reach engines by files in shared memory"
+        yield Conflict(
+            ("rollout", "transport"), message, "give transport: files, with all engines on the trainer's node"
+        )
+
+
+def _vllm_modes(recipe: Recipe, rollout: VllmRolloutConfig) -> Iterator[Conflict]:
+    if rollout.other_modes == "local":
+        return
+    run, help_ = recipe.stages.run, "set rollout.other_modes: local, or rollout.kind: local"
+    arms = [arm for arm in recipe.stages.rl.arms if arm != "latent"]
+    if arms and ("rl" in run or "evaluate" in run):
+        message = (
+            f"stages.rl.arms has {arms[0]}, which vLLM cannot sample: it takes every marker's latent steps as they are"
+        )
+        yield Conflict(("stages", "rl", "arms"), message, help_)
+    if "traces" in run:
+        message = "stages.run has traces, which are sampled without latent steps; vLLM takes those of every marker"
+        yield Conflict(("stages", "run"), message, help_)
+
+
+def _vllm_placement(recipe: Recipe, rollout: VllmRolloutConfig) -> Iterator[Conflict]:
+    nodes = recipe.cluster.nodes
+    if rollout.placement == "colocated" and nodes > 1:
+        message = f"rollout.placement colocated starts engines on the main rank's node, but cluster.nodes is {nodes}"
+        yield Conflict(("rollout", "placement"), message, "give placement: separate, with a role of cluster.split")
+    gpus = rollout.engines * rollout.tensor_parallel
+    if rollout.placement == "colocated" and recipe.model.device == "cuda" and gpus > recipe.cluster.gpus_per_node:
+        message = (
+            f"rollout.engines x rollout.tensor_parallel is {gpus}, more than cluster.gpus_per_node, which is "
+            f"{recipe.cluster.gpus_per_node}"
+        )
+        yield Conflict(("rollout", "engines"), message, "give fewer engines, or fewer GPUs to each")
+
+
 _CHECKS: tuple[Callable[[Recipe], Iterator[Conflict]], ...] = (
     _reward_of_task,
     _lengths,
@@ -189,6 +243,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Conflict]], ...] = (
     _sharding,
     _ds_config,
     _shuffling,
+    _vllm,
 )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from lrscale.config.base import NonNegativeInt, Section
 from lrscale.config.cluster import ClusterConfig, ReportConfig
@@ -12,7 +12,7 @@ from lrscale.config.model import ModelConfig, ProjectorConfig
 from lrscale.config.optimisation import OptimisationConfig
 from lrscale.config.parallel import CheckpointsConfig, ParallelConfig
 from lrscale.config.reward import RewardConfig, TaskRewardConfig
-from lrscale.config.rollout import LocalRolloutConfig
+from lrscale.config.rollout import LocalRolloutConfig, RolloutConfig
 from lrscale.config.stages import StagesConfig
 from lrscale.config.task import FlawedStoriesConfig, TaskConfig
 
@@ -29,13 +29,19 @@ class Recipe(Section):
     projector: ProjectorConfig = ProjectorConfig()
     task: TaskConfig = Field(default_factory=FlawedStoriesConfig)
     stages: StagesConfig = StagesConfig()
-    rollout: LocalRolloutConfig = LocalRolloutConfig()
+    rollout: RolloutConfig = Field(default_factory=LocalRolloutConfig)
     reward: RewardConfig = Field(default_factory=TaskRewardConfig)
     optimisation: OptimisationConfig = OptimisationConfig()
     parallel: ParallelConfig = ParallelConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     report: ReportConfig = ReportConfig()
+
+    @field_validator("rollout", mode="before")
+    @classmethod
+    def _local_rollouts(cls, rollout: Any) -> Any:
+        """A recipe that does not name a kind means the local one."""
+        return {"kind": "local", **rollout} if isinstance(rollout, dict) else rollout
 
     @property
     def ranks_per_node(self) -> int:

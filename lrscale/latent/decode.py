@@ -112,10 +112,9 @@ class Decoder:
 
     def _advance(self, batch: _Batch, tokens_B: Tensor, latent_B: Tensor) -> None:
         """Move the marker automaton over the tokens just drawn; latent rows count down instead."""
-        states_B, steps_B = self.detector.advance(batch.states_B, tokens_B)
-        batch.states_B = torch.where(latent_B, batch.states_B, states_B)
-        steps_B = steps_B.long() if self.options.mode != "zero" else torch.zeros_like(batch.remaining_B)
-        batch.remaining_B = torch.where(latent_B, batch.remaining_B - 1, steps_B)
+        batch.states_B, batch.remaining_B = self.detector.follow(batch.states_B, batch.remaining_B, tokens_B, latent_B)
+        if self.options.mode == "zero":
+            batch.remaining_B = torch.zeros_like(batch.remaining_B)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], row_keys: Sequence[int]) -> _Batch:
         """Run each distinct prompt once, latents behind its markers included, then give every row its copy."""

@@ -102,6 +102,23 @@ class MarkerDetector:
         packed = self._cells[row + state]
         return packed & _STATE_MASK, packed >> _STATE_BITS
 
+    def follow(
+        self, states_B: Tensor, remaining_B: Tensor, token_ids_B: Tensor, latent_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Read one more position a row, a token or (where `latent_B`) a latent step: the new states, and the latent
+        steps that follow now.
+
+        A latent step counts its run down and leaves the state alone, its token id is not looked at. A token drops
+        what remained of a run and may begin one. Shapes and devices as in `advance`.
+        """
+        read_B, steps_B = self.advance(states_B, token_ids_B)
+        states_B = torch.where(latent_B, states_B, read_B)
+        return states_B, torch.where(latent_B, (remaining_B - 1).clamp(min=0), steps_B)
+
+    def may_begin(self, token_ids_N: np.ndarray) -> np.ndarray:
+        """Which ids do anything in the initial state; a scan outside of a marker may step over all others."""
+        return self._starts_of_id[np.clip(token_ids_N, -1, len(self._bytes)) + 1]
+
     def find(self, token_ids: Sequence[int]) -> list[LatentSpan]:
         """The markers of one sequence, in order; a span's position is the index of the marker's last token."""
         positions, steps = self._scan(np.asarray(token_ids, dtype=np.int64).reshape(-1))

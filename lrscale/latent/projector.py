@@ -60,11 +60,11 @@ class ReasoningProjector(nn.ModuleList):
 
     def forward(self, hidden: Tensor) -> Tensor:
         for block in self:
-            hidden = block(_rms_normalised(hidden) if self.gain is not None else hidden)
-        return hidden if self.gain is None else _rms_normalised(hidden) * self.gain
+            hidden = block(rms_normalised(hidden) if self.gain is not None else hidden)
+        return hidden if self.gain is None else rms_normalised(hidden) * self.gain
 
 
-def _rms_normalised(hidden: Tensor) -> Tensor:
+def rms_normalised(hidden: Tensor) -> Tensor:
     """Unit root mean square over the last axis, computed in float32 or wider."""
     wide = hidden if hidden.dtype == torch.float64 else hidden.float()
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + _EPS)).to(hidden.dtype)

@@ -72,8 +72,9 @@ class Engine(Protocol):
         """The same tensor summed over all ranks, detached."""
         ...
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole parameters, one by one, under their names in a checkpoint of the Hugging Face layout."""
+    def full_parameters(self, only: ParameterGroup | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters, one by one, under their names in a checkpoint of the Hugging Face layout; of one group
+        alone where it is named."""
         ...
 
     def local_state(self) -> Iterator[Piece]:

@@ -83,9 +83,9 @@ class Fsdp2Engine:
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         return self.lockstep.sum(value)
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def full_parameters(self, only: ParameterGroup | None = None) -> Iterator[tuple[str, Tensor]]:
         """One by one; each is whole until the next is asked for."""
-        for name, parameter in self._named_parameters():
+        for name, parameter in self._named_parameters(only):
             yield name, parameter.detach().full_tensor()
 
     def save(self, folder: Path) -> None:

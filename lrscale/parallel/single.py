@@ -69,8 +69,8 @@ class SingleEngine:
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         return value.detach().clone()
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for group in GROUPS:
+    def full_parameters(self, only: ParameterGroup | None = None) -> Iterator[tuple[str, Tensor]]:
+        for group in GROUPS if only is None else (only,):
             for name, parameter in self._named_parameters(group):
                 yield name, parameter.detach()
 

@@ -113,9 +113,9 @@ class Zero3Engine:
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         return self.lockstep.sum(value)
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def full_parameters(self, only: ParameterGroup | None = None) -> Iterator[tuple[str, Tensor]]:
         """In buckets of `gather_bytes`. A tensor is whole until the next one is asked for: copy what is to stay."""
-        for bucket in _buckets(self._named_parameters(), self.gather_bytes):
+        for bucket in _buckets(self._named_parameters(only), self.gather_bytes):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
                 for name, parameter in bucket:
                     yield name, parameter.detach()

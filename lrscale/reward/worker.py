@@ -12,7 +12,6 @@ Adopting orphans takes Linux; elsewhere the process group is killed, which misse
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import select
@@ -24,9 +23,9 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import FrameType
 
+from lrscale.keeper import adopt_orphans, die_with_parent, reap_orphans, sweep, watch_end
 from lrscale.records import ScoreFailed
 from lrscale.reward.messages import (
     answer_to_bytes,
@@ -39,7 +38,6 @@ from lrscale.reward.source import Source, SourceSpec
 
 OUTPUT_MIB = 4
 """How far what workers print may make a log grow."""
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LOOK_S = 1.0
 """How often a keeper looks whether its parent is still the trainer, should the lifeline be held by others."""
 
@@ -60,7 +58,7 @@ def serve(calls: socket.socket, lifeline: Connection, spec: SourceSpec, settings
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     reads, writes = os.pipe()
     keeper = os.getpid()
     worker = os.fork()
@@ -134,7 +132,7 @@ class _Keeper:
         poll = select.poll()
         poll.register(self._lifeline.fileno(), select.POLLIN)
         poll.register(self._output, select.POLLIN)
-        ended = _watch_end(self._worker)
+        ended = watch_end(self._worker)
         if ended is not None:
             poll.register(ended, select.POLLIN)
         while True:
@@ -148,7 +146,7 @@ class _Keeper:
                 return 128 - code if code < 0 else code
             if self._lifeline.fileno() in ready or os.getppid() != self._trainer:
                 return 0
-            _reap_orphans(self._worker)
+            reap_orphans(self._worker)
 
     def _drain(self) -> bool:
         """Pass on what was printed, or drop it; False when nobody can print any more."""
@@ -172,41 +170,9 @@ class _Keeper:
                     return
 
 
-def sweep() -> None:
-    """Kill every process below this one until there is none: orphans come to it as their parents die."""
-    while True:
-        below = _children()
-        if below is None:  # no /proc: the group is all that can be named, and this process is part of it
-            os.killpg(0, signal.SIGKILL)
-            return
-        for pid in below:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0 if below else os.WNOHANG)
-        except ChildProcessError:
-            return
-
-
-def _children() -> list[int] | None:
-    """Of this process; None where the system does not tell."""
-    try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:
-        return None
-
-
-def _reap_orphans(worker: int) -> None:
-    """Children of the reward's that ended after it let go of them, or they would stay as zombies."""
-    for pid in _children() or ():
-        if pid != worker:
-            with suppress(OSError):
-                os.waitpid(pid, os.WNOHANG)
-
-
 def _settle(keeper: int, output: int, settings: WorkerSettings) -> None:
     """Make the forked process a worker: ends with its keeper, its own streams, its limits."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != keeper:
         os._exit(0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -222,19 +188,6 @@ def _settle(keeper: int, output: int, settings: WorkerSettings) -> None:
     if settings.memory_mib:
         # Data, not address space: libraries reserve far more of that than they use.
         resource.setrlimit(resource.RLIMIT_DATA, (settings.memory_mib << 20,) * 2)
-
-
-def _watch_end(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where the system has no such thing."""
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -40,6 +40,20 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def load_weights(self, parameters: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Take over the trained weights; rollouts from now on carry `version`."""
+    def load_weights(
+        self, parameters: Iterable[tuple[str, Tensor]], *, version: int, projector_only: bool = False
+    ) -> None:
+        """Take over the trained weights, or the projector's alone; rollouts from now on carry `version`. Collective."""
+        ...
+
+    def complete(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """This rank's rollouts with everything that replaying them needs. Collective; call it once sampling is done."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing is sampled for a while: the trainer may have the accelerator to itself. Collective."""
+        ...
+
+    def close(self) -> None:
+        """End what was started for it."""
         ...

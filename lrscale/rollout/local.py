@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lrscale.config.rollout import LocalRolloutConfig
+from lrscale.config.rollout import Sampling
 from lrscale.latent import LatentPolicy
 from lrscale.latent.hf_layout import PROJECTOR_PREFIX
 from lrscale.records import Rollout
@@ -21,7 +21,7 @@ class LocalRollouts:
     (`copies=True`): weights then travel with `load_weights`, and ranks decode on their own.
     """
 
-    def __init__(self, policy: LatentPolicy, config: LocalRolloutConfig, *, copies: bool = False) -> None:
+    def __init__(self, policy: LatentPolicy, config: Sampling, *, copies: bool = False) -> None:
         self.policy = policy
         self.config = config
         self.copies = copies
@@ -49,24 +49,47 @@ class LocalRollouts:
             policy_version=self._version,
         )
 
-    @torch.no_grad()
-    def load_weights(self, parameters: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+    def load_weights(
+        self, parameters: Iterable[tuple[str, Tensor]], *, version: int, projector_only: bool = False
+    ) -> None:
         """Copies the weights into a replica; otherwise they are in use already and are not even read.
 
         Raises:
-            ValueError: `parameters` are not exactly the replica's.
+            ValueError: `parameters` are not exactly the replica's, or its projector's.
         """
         if self.copies:
-            waiting = dict(_named(self.policy))
-            for name, tensor in parameters:
-                if name not in waiting or waiting[name].shape != tensor.shape:
-                    raise ValueError(f"weights for rollout: {name} {list(tensor.shape)} is not one of the replica's")
-                waiting.pop(name).copy_(tensor)
-            if waiting:
-                raise ValueError(
-                    f"weights for rollout: {len(waiting)} tensors were not sent, {next(iter(waiting))} first"
-                )
+            for _ in self.copying(parameters, projector_only=projector_only):
+                pass
         self._version = version
+
+    def name_version(self, version: int) -> None:
+        """The weights that are in use have this version."""
+        self._version = version
+
+    @torch.no_grad()
+    def copying(
+        self, parameters: Iterable[tuple[str, Tensor]], *, projector_only: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Pass the parameters on, each copied into the replica. ValueError as `load_weights` raises it."""
+        waiting = {
+            name: held for name, held in _named(self.policy) if not projector_only or name.startswith(PROJECTOR_PREFIX)
+        }
+        for name, tensor in parameters:
+            if name not in waiting or waiting[name].shape != tensor.shape:
+                raise ValueError(f"weights for rollout: {name} {list(tensor.shape)} is not one of the replica's")
+            waiting.pop(name).copy_(tensor)
+            yield name, tensor
+        if waiting:
+            raise ValueError(f"weights for rollout: {len(waiting)} tensors were not sent, {next(iter(waiting))} first")
+
+    def complete(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        return list(rollouts)  # latents were recorded as they were made
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _named(policy: LatentPolicy) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ import sys
 import warnings
 from types import FrameType
 
-MODULES = ("worker", "evaluate", "generate", "replay-step", "export", "preflight", "score")
+MODULES = ("worker", "evaluate", "generate", "replay-step", "export", "preflight", "score", "serve", "serve-rollouts")
 INTERRUPTED = 130
 
 

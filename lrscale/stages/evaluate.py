@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from lrscale.rollout.engine import SamplingPlan
 from lrscale.stages.clock import phase_timer
 from lrscale.stages.parts import Parts, build_sampler
 from lrscale.stages.randomness import stream_seed
+from lrscale.stages.rollout_engines import finished_rollouts
 from lrscale.stages.rollout_io import json_lines, shown, write_whole
 from lrscale.stages.run_log import Display
 from lrscale.stages.sampling import ARMS, Occasion, Sampler, completion_markers, is_right, mean
@@ -193,11 +195,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("target", help="run directory, model folder or hub id")
     parser.add_argument("--recipe-json", type=Path, help="task and sampling; a run has its own")
+    parser.add_argument("--engine", choices=("local", "vllm"), default="local", help="what samples; local by default")
     options = parser.parse_args(arguments)
     results: list[dict[str, Any]] = []
     try:
         for target in find_targets(options.target, options.recipe_json):
-            results.append(evaluate_target(target))
+            results.append(evaluate_target(target, engine=options.engine))
             print(json.dumps(results[-1]), flush=True)
     except KeyboardInterrupt:
         return 130
@@ -208,13 +211,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def evaluate_target(target: Target) -> dict[str, Any]:
+def evaluate_target(target: Target, *, engine: str = "local") -> dict[str, Any]:
     """One model's figures, with its path."""
     recipe = target.recipe
     policy = load_policy(recipe.model, recipe.projector)
     set_threads(recipe.parallel.threads)
-    sampler = build_sampler(recipe, policy, recipe_dir=target.recipe_dir, display=Display())
-    with closing(sampler.scorer):
+    with ExitStack() as stack:
+        rollouts = None
+        if engine == "vllm":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrscale-evaluate-")))
+            rollouts = stack.enter_context(closing(finished_rollouts(recipe, policy, folder, Display().say)))
+        sampler = build_sampler(recipe, policy, recipe_dir=target.recipe_dir, display=Display())
+        sampler = sampler if rollouts is None else replace(sampler, rollouts=rollouts)
+        stack.enter_context(closing(sampler.scorer))
         check_prompt_counts(recipe, sampler.book, [STAGE])
         evaluation = evaluate_arm(sampler, recipe, target.arm, step=recipe.stages.rl.steps, when="after")
     return {"model": recipe.model.path, **evaluation.metrics}

@@ -47,11 +47,14 @@ def to_bytes(samples: Mapping[int, Sample]) -> bytes:
                 "latent_spans": rollout.latent_spans,
                 "policy_version": rollout.policy_version,
                 "stop_reason": rollout.stop_reason,
+                "version_end": rollout.version_end,
                 "score": _score_to_json(sample.score),
             }
         )
         tensors[f"logprobs.{index}"] = rollout.logprobs_T.contiguous()
         tensors[f"latents.{index}"] = rollout.latents_LH.contiguous()
+        if rollout.trainer_logprobs_T is not None:
+            tensors[f"trainer.{index}"] = rollout.trainer_logprobs_T.contiguous()
     tensors["entries"] = torch.frombuffer(bytearray(json.dumps(entries).encode()), dtype=torch.uint8)
     return save(tensors)
 
@@ -70,6 +73,8 @@ def from_bytes(payload: bytes) -> dict[int, Sample]:
                 latents_LH=tensors[f"latents.{entry['index']}"],
                 policy_version=entry["policy_version"],
                 stop_reason=entry["stop_reason"],
+                version_end=entry.get("version_end"),
+                trainer_logprobs_T=tensors.get(f"trainer.{entry['index']}"),
             ),
             _score_from_json(entry["score"]),
         )

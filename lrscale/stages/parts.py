@@ -12,7 +12,6 @@ from lrscale.latent import LatentPolicy
 from lrscale.parallel.build import build_engine
 from lrscale.parallel.engine import Engine
 from lrscale.parallel.lockstep import ALONE, Lockstep
-from lrscale.parallel.replica import empty_replica, whole_bytes
 from lrscale.parallel.trackers import open_trackers
 from lrscale.report.metrics import MetricsLog
 from lrscale.reward.build import Surroundings, build_scorer
@@ -21,6 +20,7 @@ from lrscale.rollout.local import LocalRollouts
 from lrscale.stages.drain import NEVER, Drain
 from lrscale.stages.pending import PendingRollouts
 from lrscale.stages.prompts import PromptBook
+from lrscale.stages.rollout_engines import build_rollouts
 from lrscale.stages.run_log import Display, RunLog, Trackers
 from lrscale.stages.sampling import Sampler
 from lrscale.stages.start_checks import check_prompt_counts, warn_of_untrained_projector
@@ -55,7 +55,7 @@ def build_parts(recipe: Recipe, run_dir: Path, lockstep: Lockstep = ALONE) -> Pa
     else:
         log = RunLog(None, show=False)
     engine = build_engine(recipe, lockstep, read_ds_config(run_dir))
-    rollouts = local_rollouts(recipe, engine)
+    rollouts = build_rollouts(recipe, engine, run_dir, log.say)
     sampler = build_sampler(
         recipe, engine.policy, recipe_dir=run_dir, display=log, rollouts=rollouts, lockstep=lockstep
     )
@@ -68,22 +68,6 @@ def read_ds_config(run_dir: Path) -> dict[str, Any] | None:
     """DeepSpeed's configuration as the launcher resolved it, where there is one."""
     path = run_dir / "ds_config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def local_rollouts(recipe: Recipe, engine: Engine) -> LocalRollouts:
-    """Decoding on the engine's own weights, or on a whole copy of sharded ones (`parallel.gather`)."""
-    parallel = recipe.parallel
-    if parallel.kind == "single" or parallel.gather == "per_layer":
-        return LocalRollouts(engine.policy, recipe.rollout)
-    size_gib = whole_bytes(engine.policy) / 2**30
-    if size_gib > parallel.whole_gather_gib:
-        if parallel.gather == "whole":
-            raise ValueError(
-                f"parallel.gather is whole, but a whole copy of the weights takes {size_gib:.1f} GiB on every rank and "
-                f"parallel.whole_gather_gib allows {parallel.whole_gather_gib:g}: raise it, or set gather: per_layer"
-            )
-        return LocalRollouts(engine.policy, recipe.rollout)
-    return LocalRollouts(empty_replica(engine.policy), recipe.rollout, copies=True)
 
 
 def build_sampler(

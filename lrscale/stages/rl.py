@@ -22,7 +22,7 @@ from lrscale.config.stages import Arm
 from lrscale.latent import LatentPolicy
 from lrscale.objective import count_groups_without_signal, group_advantages, learning_rate_at
 from lrscale.parallel.engine import NonFiniteError
-from lrscale.records import Prompt, RolloutGroup, Score, ScoreFailed
+from lrscale.records import Prompt, Rollout, RolloutGroup, Score, ScoreFailed
 from lrscale.report.timing import PhaseTimer, step_line
 from lrscale.reward.budget import RewardBudgetError
 from lrscale.rollout.engine import SamplingPlan
@@ -101,7 +101,7 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
     lockstep = parts.engine.lockstep
     timer = phase_timer(parts.policy, "rollout", "score", "update", "refresh", "publish")
     told = False
-    parts.rollouts.load_weights(parts.engine.full_parameters(), version=first)
+    publish(parts, first)
     with parts.log.progress(f"RL {arm}", config.steps, done=first) as progress:
         for step in range(first + 1, config.steps + 1):
             groups_P = sample(run, totals, buffer, step, timer)
@@ -115,7 +115,7 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
             with timer.phase("refresh"), lockstep.phase("refresh", step=step):
                 buffer = refresh_after(run, step, groups_P, buffer, totals)
             with timer.phase("publish"), lockstep.phase("publish", step=step):
-                parts.rollouts.load_weights(parts.engine.full_parameters(), version=step)
+                publish(parts, step, projector_only=not result.optimizer_steps)
             totals.count(rows)
             metrics = {"stage": STAGE, "arm": arm, "step": step, **describe(parts, groups_P, rewards_PG, valid_PG)}
             told = warn_about_scale(metrics["latent_scale"], f"RL {arm}, step {step}", told=told)
@@ -132,6 +132,14 @@ def run_arm(run: ArmRun, state: dict[str, Any], totals: Totals) -> None:
             if drained:
                 raise Drained(arm, step)
             timer.take()
+
+
+def publish(parts: Parts, version: int, *, projector_only: bool = False) -> None:
+    """Hand the weights to whatever samples; where engines share the accelerator, its room goes to them first."""
+    if parts.recipe.parallel.offload_between_phases:
+        parts.engine.offload_states()
+    parameters = parts.engine.full_parameters("projector" if projector_only else None)
+    parts.rollouts.load_weights(parameters, version=version, projector_only=projector_only)
 
 
 def save(run: ArmRun, step: int, totals: Totals, buffer: RefreshBuffer | None, *, score: float | None = None) -> None:
@@ -174,6 +182,7 @@ def sample(
         groups_P = parts.sampler.groups(prompts, parts.recipe.stages.rl.group_size, plan, timer, occasion)
     except RewardBudgetError as error:
         failure = error
+    parts.rollouts.rest()
     if offload:
         parts.engine.reload_states()
     if failure is not None:
@@ -264,8 +273,18 @@ def describe(
         "groups_without_signal": count_groups_without_signal(rewards_PG, valid_PG),
         "scores_failed": len(rollouts) - len(scores),
         "latent_scale": policy.scale_ratio(latents) if latents else None,
+        **engine_gap(rollouts),
         **part_means(scores),
     }
+
+
+def engine_gap(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """|log-prob of the trainer - of the engine that sampled| over all tokens, where both are known."""
+    gaps = [(r.trainer_logprobs_T - r.logprobs_T).abs() for r in rollouts if r.trainer_logprobs_T is not None]
+    if not any(len(gap_T) for gap_T in gaps):
+        return {}
+    gap_N = torch.cat(gaps)
+    return {"engine_gap_mean": float(gap_N.mean()), "engine_gap_max": float(gap_N.max())}
 
 
 def part_means(scores: Sequence[Score]) -> dict[str, float | None]:

@@ -120,6 +120,9 @@ class Sampler:
                         scoring.add(index, prompts[index // group_size], rollout, self.text(rollout))
                     progress.advance()
                     self.lockstep.tick()
+            with timer.phase("rollout"), self.lockstep.phase(f"latents of {occasion.label}"):
+                done = self.rollouts.complete([scoring.rollouts[index] for index in mine])  # while scores are computed
+                scoring.complete(dict(zip(mine, done, strict=True)))
             with timer.phase("score"), self.lockstep.phase("score"):
                 samples = exchange(self.lockstep, scoring.wait(self.lockstep, self.display))
             scores = [samples[index].score for index in range(total)]

@@ -49,6 +49,10 @@ class ScoringRound:
         else:
             self.scorer.submit(index, prompt, rollout, text)
 
+    def complete(self, rollouts: Mapping[int, Rollout]) -> None:
+        """The same rollouts with more in them than scoring needed."""
+        self.rollouts |= rollouts
+
     def wait(self, lockstep: Lockstep, display: Display) -> dict[int, Sample]:
         """All samples of this rank, once every rank has its own scored. Collective."""
         kept_at, kept_scores = time.monotonic(), -1

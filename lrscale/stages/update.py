@@ -81,6 +81,8 @@ class UpdateResult:
     logprob_gap_mean: float
     """|trainer - rollout| over the tokens of the first optimizer step, before any weight had moved."""
     logprob_gap_max: float
+    optimizer_steps: int = 0
+    """0 where no row carried a gradient: the weights are those of before."""
 
 
 def update_policy(
@@ -128,6 +130,7 @@ def update_policy(
         correction_mean=total.correction_mean if total else 1.0,
         logprob_gap_mean=gap.logprob_gap_mean if gap else 0.0,
         logprob_gap_max=gap.logprob_gap_max if gap else 0.0,
+        optimizer_steps=len(stats),
     )
 
 
@@ -264,7 +267,12 @@ def _with_fixed_logprobs(
 ) -> list[Row]:
     """Rows with the log-probs that stay fixed during the update: recomputed old ones, the reference's."""
     done = list(rows)
-    if settings.rl.importance.old_logprobs == "recomputed":
+    known = [rows[index].rollout.trainer_logprobs_T for index in live]
+    if settings.rl.importance.old_logprobs == "recomputed" and all(values_T is not None for values_T in known):
+        # The pass that made the latents has them, with the weights that these rows were sampled with.
+        for index, values_T in zip(live, known, strict=True):
+            done[index] = replace(done[index], old_T=values_T)
+    elif settings.rl.importance.old_logprobs == "recomputed":
         for index, values_T in _fixed_logprobs(engine.policy, engine.lockstep, rows, live, settings):
             done[index] = replace(done[index], old_T=values_T)
     if reference is not None:

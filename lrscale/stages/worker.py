@@ -38,6 +38,8 @@ from lrscale.parallel.start import start_process_group, stop_process_group
 from lrscale.report.metrics import MetricsDamaged
 from lrscale.report.table import print_summary
 from lrscale.reward.budget import RewardBudgetError
+from lrscale.rollout.vllm.client import EngineError
+from lrscale.rollout.weights import PublicationError
 from lrscale.stages.attempts import LockedError, Voice, locked, logged_to, new_attempt, termination_interrupts
 from lrscale.stages.drain import NEVER, Drain, Drained
 from lrscale.stages.parts import build_parts, read_ds_config
@@ -49,7 +51,8 @@ from lrscale.stages.sampling import NonFiniteSampleError
 BAD_RECIPE, FAILED, NOT_FOUND, TRY_LATER, INTERRUPTED = 3, 6, 7, 75, 130
 
 _DAMAGED = (StateDamagedError, MetricsDamaged)
-_KNOWN = (CheckpointError, NonFiniteError, NonFiniteSampleError, RewardBudgetError, OSError, *_DAMAGED)
+_OF_ENGINES = (EngineError, PublicationError)
+_KNOWN = (CheckpointError, NonFiniteError, NonFiniteSampleError, RewardBudgetError, OSError, *_DAMAGED, *_OF_ENGINES)
 """Failures whose message says what happened and what to do."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 """What gloo says when another rank has ended."""
@@ -238,6 +241,7 @@ def run(run_dir: Path, recipe: Recipe, lockstep: Lockstep, drain: Drain = NEVER)
         drain.mark(drained)
         raise
     finally:
+        parts.rollouts.close()
         parts.sampler.scorer.close()
         parts.log.close()
     lockstep.barrier()
@@ -278,7 +282,7 @@ def _advice(error: Exception, folder: Path) -> str:
         return "once the file is restored, launch again; or start a new run under another name"
     if isinstance(error, OSError):
         return _room_advice(error, folder)
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | EngineError | PublicationError):
         return "launched again, the run goes on from its last checkpoint"
     return (
         "launched again as it is, the run meets the same error: mend what is named (a file may be mended in place "

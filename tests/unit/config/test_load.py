@@ -26,7 +26,7 @@ def problems(*arguments: object, **keywords: object) -> tuple[Problem, ...]:
     return caught.value.problems
 
 
-SHIPPED = ["tiny-cpu", "tiny-short", "smoke-1gpu", "qwen3-4b-1gpu", "llama3-70b-8n8g"]
+SHIPPED = ["tiny-cpu", "tiny-short", "smoke-1gpu", "qwen3-4b-1gpu", "llama3-70b-8n8g", "llama3-70b-split"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

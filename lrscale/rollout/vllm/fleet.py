@@ -1,0 +1,132 @@
+"""The engines of a run: brought up, watched over, brought up again.
+
+Engines that this process owns are started here; those of another role of the job (placement `separate`) start
+themselves and are found by their address files. Touched by the main rank alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrscale.rollout.vllm.client import EngineError, ask, health
+from lrscale.rollout.vllm.process import EngineProcess, read_address
+
+_LOOK_S = 0.2
+_SAY_EVERY_S = 10.0
+ADDRESS = "*.address.json"
+
+
+class Fleet:
+    """See above. `close` it in the end, whatever happened."""
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        owned: Sequence[EngineProcess],
+        *,
+        start_timeout_s: float,
+        say: Callable[[str], None],
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`owned` is empty where the engines belong to another role; `folder` is where addresses lie."""
+        self._folder = folder
+        self._count = count
+        self._owned = list(owned)
+        self._start_timeout_s = start_timeout_s
+        self._say = say
+        self._tick = tick
+        self.restarts = 0
+
+    def start(self) -> None:
+        """Returns at once: `ready` waits."""
+        for engine in self._owned:
+            engine.start()
+
+    def addresses(self) -> list[str]:
+        """Of the engines that listen."""
+        if self._owned:
+            found = [engine.url for engine in self._owned if engine.alive]
+        else:
+            found = [read_address(path) for path in sorted(self._folder.glob(ADDRESS))]
+        return [url for url in found if url is not None]
+
+    def healthy(self) -> dict[str, dict[str, Any]]:
+        """What the engines that answer say, by address."""
+        answers = {url: health(url) for url in self.addresses()}
+        return {url: said for url, said in answers.items() if said is not None and said["state"] != "failed"}
+
+    def ready(self) -> dict[str, dict[str, Any]]:
+        """Wait for all engines; dead ones of this process are started anew.
+
+        Raises:
+            EngineError: one of them ends while it starts, or they are not there within the limit.
+        """
+        self._restart_dead()
+        started = said_at = time.monotonic()
+        while True:
+            healthy = self.healthy()
+            if len(healthy) >= self._count:
+                return healthy
+            now = time.monotonic()
+            self._refuse_ended()
+            if now - started > self._start_timeout_s:
+                raise EngineError(self._late(len(healthy)))
+            if now - said_at > _SAY_EVERY_S:
+                said_at = now
+                doing = next((f": {engine.doing()}" for engine in self._owned if engine.url is None), "")
+                self._say(f"rollout engines: {len(healthy)} of {self._count} ready after {now - started:.0f} s{doing}")
+            self._tick()
+            time.sleep(_LOOK_S)
+
+    def _restart_dead(self) -> None:
+        for engine in self._owned:
+            url = engine.url
+            said = health(url) if url is not None and engine.alive else None
+            starting = engine.alive and url is None
+            if starting or (said is not None and said["state"] != "failed"):
+                continue
+            engine.kill()
+            self.restarts += 1
+            self._say(f"rollout engine {engine.name} is gone and starts anew; its log: {engine.log}")
+            engine.start()
+
+    def _refuse_ended(self) -> None:
+        for engine in self._owned:
+            code = engine.wait(0)
+            if code is not None:
+                raise EngineError(
+                    f"rollout engine {engine.name} ended with exit code {code} while it started; the end of "
+                    f"{engine.log}:\n{engine.last_words()}"
+                )
+
+    def _late(self, ready: int) -> str:
+        given = f"{ready} of {self._count} rollout engines are ready after rollout.start_timeout_s"
+        if self._owned:
+            slow = next((engine for engine in self._owned if engine.url is None), self._owned[0])
+            return f"{given} ({self._start_timeout_s:g}); {slow.name} is at: {slow.doing()}; its log: {slow.log}"
+        return (
+            f"{given} ({self._start_timeout_s:g}); they are to write their addresses to {self._folder}: does a role "
+            "of cluster.split run `lrscale serve-rollouts`?"
+        )
+
+    def close(self) -> None:
+        """End the engines that belong to this process."""
+        for engine in self._owned:
+            engine.stop()
+
+    def tell(self, urls: Sequence[str], path: str, body: dict[str, Any], *, timeout_s: float) -> list[Any]:
+        """The same request to several engines at a time; EngineError where one of them does not obey."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        if not urls:
+            return []
+        with ThreadPoolExecutor(len(urls)) as threads:
+            jobs = [threads.submit(ask, url, path, body, timeout_s=timeout_s) for url in urls]
+            while not all(job.done() for job in jobs):
+                self._tick()
+                time.sleep(0.01)
+        return [job.result() for job in jobs]

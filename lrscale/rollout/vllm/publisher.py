@@ -1,0 +1,200 @@
+"""Weights to engines, and the proof that they arrived: the one owner of engines and of publications.
+
+All ranks of the trainer call it together; the main rank has the fleet.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lrscale.rollout.vllm.client import EngineError, probe
+from lrscale.rollout.vllm.fleet import Fleet
+from lrscale.rollout.weights import PublicationError, publication
+
+if TYPE_CHECKING:
+    from lrscale.latent import LatentPolicy
+
+_PROBE_TEXTS = ("Anna goes to the mill. ", "So the answer is: ")
+_PROBE_STEPS = (2, 1)
+_PROBE_TOKENS = 32
+
+
+class Peers(Protocol):
+    """The ranks of the trainer."""
+
+    def on_main(self, work: Callable[[], Any]) -> Any: ...
+
+    def tick(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How weights travel, and what proves that they arrived."""
+
+    latent_token_id: int
+    probe_tolerance: float
+    timeout_s: float
+    """Of one request to an engine."""
+    folder: Path | None
+    """For the files of a publication; None on ranks other than the main one."""
+    shared: Path | None = None
+    """The main rank's folder in shared memory, removed in the end."""
+
+
+class Publisher:
+    """Keeps engines at the trainer's weights."""
+
+    def __init__(
+        self,
+        policy: LatentPolicy,
+        parameters: Callable[[], Iterable[tuple[str, Tensor]]],
+        peers: Peers,
+        delivery: Delivery,
+        fleet: Fleet | None,
+    ) -> None:
+        """`parameters` gathers all weights (collective). The `fleet` is the main rank's."""
+        self._policy = policy
+        self._parameters = parameters
+        self._peers = peers
+        self._fleet = fleet
+        self._delivery = delivery
+        self._folder = delivery.folder
+        self._latent_token_id = delivery.latent_token_id
+        self._tolerance = delivery.probe_tolerance
+        self._timeout_s = delivery.timeout_s
+        self._usable: list[str] = []
+        self.last_gap = 0.0
+        """Largest |log-prob of the engine - of the trainer| of the last probe."""
+        self.last_seconds = 0.0
+
+    def usable(self) -> list[str]:
+        """Addresses of the engines that had the current weights when it was last looked."""
+        return list(self._usable)
+
+    def publish(self, parameters: Iterable[tuple[str, Tensor]], *, version: int, projector_only: bool = False) -> None:
+        """Bring every engine to these weights, those that had died included. Collective.
+
+        Raises:
+            PublicationError: an engine has other weights afterwards. It is not to be sampled from.
+        """
+        started = perf_counter()
+        states = self._peers.on_main(self._awake)
+        if projector_only and any(version_ is None for version_ in states.values()):
+            parameters, projector_only = self._parameters(), False  # an engine that is new needs all of them
+        self._send(parameters, list(states), version, projector_only=projector_only)
+        self._verify(list(states), version)
+        self._usable = list(states)
+        self.last_seconds = perf_counter() - started
+
+    def revive(self, version: int) -> None:
+        """Bring up engines that have died, with the weights that the trainer has now, version `version`. Collective."""
+        states = self._peers.on_main(self._awake)
+        behind = [url for url, has in states.items() if has != version]
+        if behind:
+            self._send(self._parameters(), behind, version, projector_only=False)
+            self._verify(behind, version)
+        self._usable = list(states)
+
+    def sleep(self) -> None:
+        """Engines that share the trainer's GPUs give them up. Collective."""
+
+        def give_up() -> None:
+            assert self._fleet is not None
+            self._fleet.tell(self._fleet.addresses(), "/sleep", {"level": 2}, timeout_s=self._timeout_s)
+
+        self._peers.on_main(give_up)
+
+    def close(self) -> None:
+        """End the engines of this process; nothing of them stays in shared memory."""
+        if self._fleet is not None:
+            self._fleet.close()
+        for folder in (self._folder, self._delivery.shared):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _awake(self) -> dict[str, int | None]:
+        """Every engine up and ready to take weights: its address and the version it has."""
+        assert self._fleet is not None
+        healthy = self._fleet.ready()
+        asleep = [url for url, said in healthy.items() if said["state"] == "asleep"]
+        self._fleet.tell(asleep, "/wake", {"tags": ["weights"]}, timeout_s=self._timeout_s)
+        return {url: said["version"] for url, said in healthy.items()}
+
+    def _send(
+        self, parameters: Iterable[tuple[str, Tensor]], urls: list[str], version: int, *, projector_only: bool
+    ) -> None:
+        folder = None if self._folder is None else self._folder / f"v{version}"
+        with publication(
+            parameters, folder, version=version, projector_only=projector_only, tick=self._peers.tick
+        ) as written:
+
+            def tell() -> None:
+                assert self._fleet is not None
+                if isinstance(written, OSError):
+                    raise written
+                body = {"manifest": str(written), "version": version, "projector_only": projector_only}
+                try:
+                    self._fleet.tell(urls, "/weights", body, timeout_s=self._timeout_s)
+                    self._fleet.tell(urls, "/wake", {"tags": ["kv_cache"]}, timeout_s=self._timeout_s)
+                except EngineError as error:
+                    raise PublicationError(f"weights of version {version} were not taken over: {error}") from error
+
+            self._peers.on_main(tell)
+
+    def _verify(self, urls: list[str], version: int) -> None:
+        """Fixed prompts through the trainer and every engine."""
+        rows = list(self._probe_rows())
+        expected = self._expected(rows)
+
+        def compare() -> float:
+            prompts = [list(ids) for _, ids in rows]
+            worst = 0.0
+            for url in urls:
+                found, of_version = probe(url, prompts, timeout_s=self._timeout_s)
+                if of_version != version:
+                    raise PublicationError(
+                        f"{url} answers with weights of version {of_version}, published was {version}"
+                    )
+                worst = max(worst, *(self._gap(*pair) for pair in zip(rows, found, expected, strict=True)))
+                if not worst <= self._tolerance:
+                    raise PublicationError(
+                        f"{url} does not have the weights of version {version}: log-probs of the probe differ from the "
+                        f"trainer's by {worst:.3g}, rollout.probe_tolerance is {self._tolerance:g}. The run ends, since "
+                        "samples of other weights than those that are trained would go unnoticed"
+                    )
+            return worst
+
+        self.last_gap = self._peers.on_main(compare)
+
+    def _gap(self, row: tuple[list[int], list[int]], found: list[float], expected: list[float]) -> float:
+        """Over the discrete tokens but the first."""
+        own = [value for token, value in zip(row[1][1:], found, strict=True) if token != self._latent_token_id]
+        gaps = [abs(ours - theirs) for ours, theirs in zip(own, expected, strict=True)]
+        return max(gaps) if all(gap == gap for gap in gaps) else float("nan")
+
+    def _probe_rows(self) -> Iterator[tuple[list[int], list[int]]]:
+        """Token ids, as the trainer reads them and as an engine does; with a marker each, so that the projector counts."""
+        policy = self._policy
+        for text, steps in zip(_PROBE_TEXTS, _PROBE_STEPS, strict=True):
+            words = policy.encode(text)[:_PROBE_TOKENS]
+            head = [*words, *policy.marker_ids(steps)]
+            taken = min(steps, policy.max_latent_steps)
+            yield [*head, *words], [*head, *[self._latent_token_id] * taken, *words]
+
+    @torch.no_grad()
+    def _expected(self, rows: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+        width = max(len(ids) for ids, _ in rows)
+        device = self._policy.device
+        ids_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in rows], device=device)
+        mask_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device)
+        out = self._policy.expand(ids_BT, mask_BT)
+        logprobs_BT = self._policy.token_logprobs(out.hidden_BTH, ids_BT, where_BT=mask_BT)
+        return [row[1 : len(ids)].tolist() for row, (ids, _) in zip(logprobs_BT, rows, strict=True)]
