@@ -105,6 +105,7 @@ def test_recipes_are_listed_with_what_they_are_for(tmp_path: Path) -> None:
     lines = lrscale("recipes", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[0] for line in lines] == [
         "llama3-70b-8n8g",
+        "llama3-70b-split",
         "qwen3-4b-1gpu",
         "smoke-1gpu",
         "tiny-cpu",

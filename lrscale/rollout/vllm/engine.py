@@ -57,6 +57,10 @@ class Trainer:
     """Positions of a batch in which latents are recomputed."""
 
 
+class LatentsLostError(EngineError):
+    """A finished sequence's latents cannot be had from its engine."""
+
+
 class VllmRollouts:
     """See `lrscale.rollout.engine.RolloutEngine`. All ranks share the engines; the main rank owns them."""
 
@@ -104,16 +108,26 @@ class VllmRollouts:
             round_ = Round(
                 waiting, urls, sampling, self._limits(), self._peers.tick, self._trainer.rank % max(len(urls), 1)
             )
+            row_of = {row.key: row for row in waiting}
+            lost: list[Row] = []
             for url, answer in round_:
                 place = answer["key"]
-                yield place, self._rollout(tuple(prompts[place]), found[place], url, answer)
-            self.retried += round_.retried
-            waiting = round_.left
+                try:
+                    rollout = self._rollout(tuple(prompts[place]), found[place], url, answer)
+                except LatentsLostError as error:
+                    # The engine died between its answer and the fetching of the latents, which died with it.
+                    row_of[place].why = str(error)
+                    lost.append(row_of[place])
+                    continue
+                yield place, rollout
+            self.retried += round_.retried + len(lost)
+            waiting = [*round_.left, *lost]
             if not self._peers.any(flag=bool(waiting)):
                 return
             if revival < _REVIVALS:
                 self.publisher.revive(self._version)
-        raise EngineError(f"rollout engines died {_REVIVALS + 1} times within one set of prompts; see their logs")
+        why = next((f" (the last: {row.why})" for row in waiting if row.why), "")
+        raise EngineError(f"rollout engines died {_REVIVALS + 1} times within one set of prompts{why}; see their logs")
 
     def load_weights(
         self, parameters: Iterable[tuple[str, Tensor]], *, version: int, projector_only: bool = False
@@ -179,7 +193,10 @@ class VllmRollouts:
         empty = torch.zeros(0, self.policy.backbone.hidden_size, dtype=self.policy.backbone.dtype)
         if self.config.latents == "recompute" or not count:
             return empty
-        payload = ask(url, "/latents", {"requests": [answer["request"]]}, timeout_s=self.config.request_timeout_s)
+        try:
+            payload = ask(url, "/latents", {"requests": [answer["request"]]}, timeout_s=self.config.request_timeout_s)
+        except EngineError as error:
+            raise LatentsLostError(str(error)) from error
         latents_LH = load(payload)[answer["request"]].to(empty.dtype)
         if len(latents_LH) < count:
             raise EngineError(f"{url} returned {len(latents_LH)} latents for a sequence that has {count}")

@@ -174,7 +174,7 @@ def test_arms_without_the_price_of_length_get_it_back(rollouts: list[Rollout]) -
     scores = (
         Score(0.9, {"task": 1.0, "length": -0.1}),
         Score(0.0, {"task": 0.0, "length": 0.0}),
-        ScoreFailed("timeout"),
+        ScoreFailed("timeout", "60 s"),
     )
     group = RolloutGroup(Prompt("p", "?", {}), tuple(rollouts[:3]), scores)
     priced_PG, valid_PG = rewards([group])
