@@ -67,12 +67,16 @@ def test_rl_goes_on_over_a_dead_engine_and_a_dead_trainer_leaves_nothing(tmp_pat
         url = read_address(address)
         return (health(url) if url is not None else None) or {}
 
+    def sampling() -> bool:
+        seen = said()
+        return seen.get("version") in (1, 2) and bool(seen.get("running"))
+
     def steps() -> list[dict[str, Any]]:
         path = run / "metrics.jsonl"
         return list(of_stage(read_metrics(path), "rl")) if path.is_file() else []
 
     try:
-        until(lambda: said().get("version") == 1 and said().get("running") != 0, process, log)  # within step 2
+        until(sampling, process, log)  # within step 2, or 3
         first = read_address(address)
         cores = [p for p in trainer.children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
         os.kill(cores[0].pid, signal.SIGKILL)
