@@ -21,6 +21,8 @@ from benchmarks.science.figures import ArmFigures, arm_figures, verdicts
 from benchmarks.science.scatter import draw_scatter
 
 RECIPE = "tiny-cpu"
+ARMS = "stages.rl.arms=[discrete_free, discrete, latent_free, latent, zero_latent, shuffled_latent]"
+"""The demo's arms, and the two that tell what the price of length does by itself."""
 LONGER = "task.events=[9, 10]"
 """Training stories have 6 to 8 events."""
 
@@ -36,7 +38,7 @@ def main() -> int:
     runs = [options.runs_dir / f"seed-{seed}" for seed in options.seeds]
     if not options.print_only:
         for seed, run in zip(options.seeds, runs, strict=True):
-            code = launch(run, [f"seed={seed}", *options.set])
+            code = launch(run, [f"seed={seed}", ARMS, *options.set])
             if code:
                 return code
             if options.longer and not (run / "longer.json").is_file():

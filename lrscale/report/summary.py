@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from lrscale.report.metrics import Z_95, wilson_interval
 from lrscale.report.runs import Metrics, Run, arm_title, section
 
+DISCRETE_ARMS = ("discrete", "discrete_free")
+"""Ordinary RL; the first that a run has is what its other arms are held against."""
 NO_ERROR = "no error known (one prompt)"
 
 
@@ -112,13 +114,13 @@ def summarise(runs: Sequence[Run]) -> list[ArmSummary]:
 def gains_kept(arms: Sequence[ArmSummary]) -> list[GainKept]:
     """For every arm but the discrete ones that was evaluated after RL and has a discrete arm to compare with.
 
-    That is the discrete arm of its own run, else the only one among the runs with equal model,
+    That is the discrete arm of its own run (the one that pays for length where there are two), else the only one among the runs with equal model,
     task and evaluation.
     """
     kept = []
     for arm in arms:
         discrete = _discrete_for(arm, arms)
-        if arm.arm != "discrete" and arm.after and discrete and discrete.before and discrete.after:
+        if arm.arm not in DISCRETE_ARMS and arm.after and discrete and discrete.before and discrete.after:
             kept.append(_gain_kept(arm, discrete, discrete.before, discrete.after, arm.after))
     return kept
 
@@ -269,7 +271,8 @@ def _evaluation(lines: Sequence[Metrics]) -> Evaluation | None:
 
 
 def _discrete_for(arm: ArmSummary, arms: Sequence[ArmSummary]) -> ArmSummary | None:
-    candidates = [other for other in arms if other.arm == "discrete" and other.before and other.after]
+    evaluated = [other for other in arms if other.before and other.after]
+    candidates = [other for name in DISCRETE_ARMS for other in evaluated if other.arm == name]
     own = [other for other in candidates if other.run is arm.run]
     if own:
         return own[0]
