@@ -30,7 +30,7 @@ RECIPE: dict[str, Any] = {
     "report": {"html": False},
     "stages": {
         "traces": {"prompts": 12, "samples_per_prompt": 2, "prompts_per_batch": 6, "heldout_share": 0.3},
-        "projector_sft": {"batch_rows": 4, "max_steps": 4, "checkpoint_every": 2, "alignment": {"epochs": 1}},
+        "projector_sft": {"batch_rows": 4, "max_steps": 4, "checkpoint_every": 2, "alignment": {"epochs": 10}},
         "rl": {
             "arms": ["latent", "discrete"],
             "steps": 3,

@@ -24,7 +24,7 @@ def metrics(finished_run: Path) -> list[dict]:
 def test_every_stage_reports(metrics: list[dict]):
     """Keys that the report reads must be there: it shows a missing one as nothing."""
     counts = {stage: len(of_stage(metrics, stage)) for stage in ("traces", "alignment", "rl", "evaluate", "arm")}
-    assert counts == {"traces": 2, "alignment": 1, "rl": 6, "evaluate": 4, "arm": 2}
+    assert counts == {"traces": 2, "alignment": 10, "rl": 6, "evaluate": 4, "arm": 2}
     first, refresh = (of_stage(metrics, "projector_sft", arm=arm) for arm in (None, "latent"))
     assert [line["step"] for line in first] == [1, 2, 3, 4] and refresh and refresh[0]["refresh"] == 1
     assert [(line["arm"], line["refresh"]) for line in of_stage(metrics, "heldout")] == [(None, 0), ("latent", 1)]
@@ -42,9 +42,7 @@ def test_latents_are_live_and_replay_exactly(metrics: list[dict]):
     """Recorded latents, recomputed ones and log-probs agree; a dead projector would agree as well, hence the scale."""
     audits = of_stage(metrics, "audit", arm="latent")
     assert len(audits) == 3 and not of_stage(metrics, "audit", arm="discrete")
-    assert all(line["latent_cosine_min"] > 0.9999 for line in audits)
-    # A projector without a norm makes more of float32's rounding from latent to latent: single tokens reach 1e-3.
-    assert all(line["logprob_gap_mean"] < 1e-4 and line["logprob_gap_max"] < 1e-2 for line in audits)
+    assert all(line["latent_cosine_min"] > 0.9999 and line["logprob_gap_max"] < 1e-3 for line in audits)
     assert all(0.1 < line["latent_scale"] < 10 for line in of_stage(metrics, "projector_sft"))
     assert all(line["logprob_gap_max"] < 1e-3 for line in of_stage(metrics, "rl"))
 
