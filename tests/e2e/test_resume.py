@@ -35,11 +35,11 @@ def test_interrupted_at_many_moments(workers: Workers, finished_run: Path, tmp_p
 
     moments = [
         (signal.SIGKILL, lambda: (run_dir / "traces" / "part-00000.jsonl").exists()),
-        (signal.SIGKILL, lines(4)),  # in projector SFT
+        (signal.SIGKILL, lines(13)),  # in projector SFT
         (signal.SIGKILL, lambda: any(checkpoints.glob("projector_sft/.tmp-*"))),  # a checkpoint half written
         (signal.SIGINT, lambda: any(checkpoints.glob("projector_sft/step-4"))),  # before the stage is marked as done
-        (signal.SIGKILL, lines(10)),  # in the first arm, no checkpoint yet
-        (signal.SIGTERM, lines(14)),  # in the first arm, behind its refresh
+        (signal.SIGKILL, lines(19)),  # in the first arm, no checkpoint yet
+        (signal.SIGTERM, lines(23)),  # in the first arm, behind its refresh
         (signal.SIGKILL, lines(len(expected) - 6)),
         (signal.SIGINT, lines(len(expected) - 2)),
     ]
