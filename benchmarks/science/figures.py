@@ -13,8 +13,9 @@ from typing import Any
 from lrscale.report.runs import Run, arm_title, load_runs
 from lrscale.report.summary import Evaluation, summarise
 
-BASE = "discrete_free"
-"""Ordinary RL: whose gain, length and tokens the others are held against."""
+ORDINARY = ("discrete_free", "discrete")
+"""RL without latents: the first's gain, length and tokens are what others are held against. Where both were run, also
+whichever came out better on a seed, since one that RL has ruined would flatter the latent arms."""
 CONTROLS = ("zero_latent", "shuffled_latent")
 LATENT = ("latent", "latent_free")
 
@@ -107,31 +108,43 @@ def cpu_minutes(run: Run, arm: str) -> float:
 def verdicts(figures: Sequence[ArmFigures]) -> list[str]:
     """What the issue at hand is judged by: gain kept, length, RL tokens, and the controls, paired by seed."""
     by_arm = {arm: {f.seed: f for f in figures if f.arm == arm} for arm in {f.arm for f in figures}}
-    base = by_arm.get(BASE, {})
+    ordinary = {arm_title(arm): by_arm[arm] for arm in ORDINARY if arm in by_arm}
+    if len(ordinary) > 1:
+        seeds = set.intersection(*(set(arm) for arm in ordinary.values()))
+        ordinary["the better of the two"] = {
+            seed: max((arm[seed] for arm in ordinary.values()), key=lambda f: f.after.accuracy) for seed in seeds
+        }
     lines = []
     for arm in (arm for arm in LATENT if arm in by_arm):
-        seeds = sorted(by_arm[arm].keys() & base.keys())
-        if seeds:
-            pairs = [(by_arm[arm][seed], base[seed]) for seed in seeds]
-            lines.append(f"{arm_title(arm)} against {arm_title(BASE)}, {len(seeds)} seeds: {_against_base(pairs)}")
+        for title, theirs in ordinary.items():
+            seeds = by_arm[arm].keys() & theirs.keys()
+            if seeds:
+                pairs = [(by_arm[arm][seed], theirs[seed]) for seed in sorted(seeds)]
+                lines.append(f"{arm_title(arm)} against {title}, {len(pairs)} seeds: {_against_ordinary(pairs)}")
         for control in (control for control in CONTROLS if control in by_arm):
-            seeds = sorted(by_arm[arm].keys() & by_arm[control].keys())
             differences = [
-                100 * (by_arm[arm][seed].after.accuracy - by_arm[control][seed].after.accuracy) for seed in seeds
+                100 * (by_arm[arm][seed].after.accuracy - by_arm[control][seed].after.accuracy)
+                for seed in sorted(by_arm[arm].keys() & by_arm[control].keys())
             ]
             lines.append(f"{arm_title(arm)} minus {arm_title(control)}, accuracy: {_difference(differences)}")
     return lines
 
 
-def _against_base(pairs: Sequence[tuple[ArmFigures, ArmFigures]]) -> str:
-    """The gain is counted from the base model with its reasoning written out, before any RL."""
-    shares = [
-        100 * (ours.after.accuracy - theirs.before.accuracy) / (theirs.after.accuracy - theirs.before.accuracy)
-        for ours, theirs in pairs
-    ]
+def _against_ordinary(pairs: Sequence[tuple[ArmFigures, ArmFigures]]) -> str:
+    """The gain is counted from the base model with its reasoning written out, before any RL.
+
+    The share kept is that of the mean gains: a seed on which the other arm gains nothing would rule a mean of shares.
+    """
+    gains = [100 * (ours.after.accuracy - theirs.before.accuracy) for ours, theirs in pairs]
+    theirs_gains = [100 * (theirs.after.accuracy - theirs.before.accuracy) for _, theirs in pairs]
     lengths = [100 * (1 - ours.after.length_mean / theirs.after.length_mean) for ours, theirs in pairs]
     tokens = [100 * ours.rl_tokens / theirs.rl_tokens for ours, theirs in pairs]
-    return f"keeps {_spread(shares)} % of the gain, {_spread(lengths)} % shorter, with {_spread(tokens)} % of its RL tokens"
+    return (
+        f"gains {mean(gains):.1f} points where it gains {mean(theirs_gains):.1f} "
+        f"({100 * mean(gains) / mean(theirs_gains):.0f} %; seed by seed "
+        f"{', '.join(f'{100 * ours / theirs:.0f}' for ours, theirs in zip(gains, theirs_gains, strict=True))}), "
+        f"{_spread(lengths)} % shorter, with {_spread(tokens)} % of its RL tokens"
+    )
 
 
 def _difference(differences: Sequence[float]) -> str:
