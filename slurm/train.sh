@@ -84,7 +84,12 @@ requeue() {
 back_into_queue() {
     trap '' TERM
     record requeued "$1"
-    words=$(timeout 30 scontrol requeue "$SLURM_JOB_ID" 2>&1) || finish stopped "$1; SLURM refused to requeue it: ${words//$'\n'/ }" 5
+    for pause in 1 5 20 0; do # a controller that is busy or just being replaced is no reason to give up
+        words=$(timeout 30 scontrol requeue "$SLURM_JOB_ID" 2>&1) && break
+        echo "SLURM does not requeue: $words"
+        ((pause)) || finish stopped "$1; SLURM refused to requeue it: ${words//$'\n'/ }" 5
+        sleep "$pause"
+    done
     exclude=$({ unfit; job_value ExcNodeList | grep -v null; } | paste -sd,)
     [[ -z $exclude ]] || timeout 30 scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$exclude"
     exit 0

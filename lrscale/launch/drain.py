@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -39,6 +40,7 @@ def stop(status: RunStatus, *, now: bool) -> str:
     if status.job_id is None:
         return _kill(status) if now else _drain(status)
     if now or status.state in ("queued", "waiting for requeue"):
+        _leave_queue(status)
         slurm.cancel(status.job_id)
         return f"job {status.job_id} is cancelled" + ("" if now else ": it was waiting")
     return _drain(status)
@@ -53,6 +55,14 @@ def wait_for_end(run_dir: Path, limit_s: float | None = None) -> RunStatus:
         if status.state not in ACTIVE or (deadline is not None and time.monotonic() >= deadline):
             return status
         time.sleep(_ASK_S)
+
+
+def _leave_queue(status: RunStatus) -> None:
+    """A script that is just ending its attempt would requeue a job that was cancelled a moment before."""
+    folders = attempt_folders(status.path)
+    if folders:
+        with contextlib.suppress(OSError):
+            (folders[-1] / DRAIN).write_text(f"{STOP}\n", encoding="utf-8")
 
 
 def _drain(status: RunStatus) -> str:

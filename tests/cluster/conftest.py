@@ -70,6 +70,15 @@ class Cluster:
         """Names of the nodes that a job has."""
         return self.call("scontrol", "show", "hostnames", self.job(job_id)["NodeList"]).split()
 
+    def cancel(self, job_id: int) -> None:
+        """Cancels a job for good: one that its script is just putting back into the queue would come back."""
+
+        def over() -> bool:
+            self.call("scancel", str(job_id), check=False)
+            return self.job(job_id)["JobState"] in OVER
+
+        wait_until(over, f"the end of job {job_id}")
+
     def lose(self, node: str) -> None:
         """Takes a node away from whatever runs on it, and gives it back: by itself it would stay away for minutes."""
         self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")

@@ -48,7 +48,7 @@ def test_a_recipe_that_is_refused_is_not_tried_again(unattended: dict[str, Run])
 def test_the_budget_of_restarts_is_kept(unattended: dict[str, Run]) -> None:
     """Locks out a job that comes back for ever, though each attempt saves a little."""
     run = unattended["budget"]
-    assert run.end(1)["state"] == "requeued"
+    assert run.end(1)["state"] == "requeued", run.end(1)
     assert run.end(2)["state"] == "stopped" and "it was 1 times already" in run.end(2)["reason"]
 
 
@@ -98,11 +98,11 @@ def test_a_job_that_is_thrown_off_its_nodes_comes_back_until_nothing_comes_of_it
 def test_bad_nodes_are_left_out_after_a_requeue(unattended: dict[str, Run]) -> None:
     """Locks out a job that is given the node with the broken GPU again and again."""
     run = unattended["bad-node"]
-    assert run.end(1)["state"] == "requeued"
+    assert run.end(1)["state"] == "requeued", run.end(1)
     name = (run.path / "bad_nodes.txt").read_text().split()[0]
     job_id = ready(run, 2)
     assert run.cluster.job(job_id)["ExcNodeList"] == name and name not in run.cluster.nodes_of(job_id)
-    run.cluster.call("scancel", str(job_id))
+    run.cluster.cancel(job_id)
 
 
 def test_another_number_of_nodes_is_refused(unattended: dict[str, Run]) -> None:

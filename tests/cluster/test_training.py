@@ -98,4 +98,4 @@ def test_a_time_limit_that_comes_too_early_is_no_end(late: Run) -> None:
     """Locks out a run that stands still from its first time limit on, though it had saved an older checkpoint."""
     assert late.end(1)["state"] == "requeued" and "the time limit came" in late.end(1)["reason"], late.logs()
     ready(late, 2)
-    late.cluster.call("scancel", str(late.job_id))
+    late.cluster.cancel(late.job_id)

@@ -39,9 +39,12 @@ def full(cluster: Cluster) -> Iterator[int]:
     """Something else holds all nodes, until it is cancelled."""
     said = cluster.call("sbatch", f"--nodes={NODES}", "--exclusive", "--output=/dev/null", "--wrap", "sleep 600")
     job_id = int(said.split()[-1])
-    cluster.wait(job_id, ["RUNNING"])
+    try:
+        cluster.wait(job_id, ["RUNNING"])
+    except AssertionError:
+        pytest.fail("nodes never became free:\n" + cluster.call("squeue") + cluster.call("sinfo", "-R"))
     yield job_id
-    cluster.call("scancel", str(job_id))
+    cluster.cancel(job_id)
 
 
 def test_a_run_is_watched_stopped_and_resumed_on_another_number_of_nodes(
