@@ -2,7 +2,7 @@
 
 Each line is a run of traces and projector SFT only, on the shipped base, then three measures: the held-out loss after
 markers with real, no and shuffled latents; the accuracy with whole stories forced into latent steps, the same three
-ways. Seeds differ from those of run.py. Finished runs are kept.
+ways. Seeds differ from those of run.py. Finished runs are kept; a variant that cannot be trained is told as such.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.science.forced import forced_accuracy
 from lrscale.latent import LatentPolicy
+from lrscale.launch.errors import ExitCode
 from lrscale.report.runs import load_runs
 from lrscale.report.summary import heldout_losses
 
@@ -58,9 +59,12 @@ def main() -> int:
     for number, (name, overrides) in enumerate(VARIANTS.items()):
         run = options.runs_dir / f"{number:02d}-seed-{options.seed}"
         code = launch(run, [f"seed={options.seed}", "stages.run=[traces, projector_sft]", *options.set, *overrides])
-        if code:
+        if code == ExitCode.INTERRUPTED:
             return code
-        table.add_row(name, *measured(run, options.stories, options.seed))
+        if code:  # a variant that cannot be trained is a finding
+            table.add_row(name, f"did not train (exit code {code})", f"see {run}/attempts/latest")
+        else:
+            table.add_row(name, *measured(run, options.stories, options.seed))
         console.print(table)  # again after each line: an interrupted benchmark has shown what it found
     return 0
 

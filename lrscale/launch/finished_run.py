@@ -47,7 +47,7 @@ def read_measured(run_dir: Path) -> MeasuredRun:
         raise LaunchError(
             f"{run_dir} holds no lengths: neither rollouts/*-step-*.jsonl nor RL steps in metrics.jsonl",
             code=ExitCode.NOT_FOUND,
-            help="name a run that has done RL steps, or give --mean-tokens",
+            help="name a run that has done RL steps, or give --mean-new-tokens",
         )
     scored = [line for line in metrics if line.get("stage") == "reward" and line.get("samples")]
     samples = sum(int(line["samples"]) for line in scored)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrscale.config.errors import Place, Problem, RecipeError
+from lrscale.config.stages import DISCRETE_ARMS
 from lrscale.launch.finished_run import MeasuredRun, read_measured
 from lrscale.plan.run_plan import RunPlan
 from lrscale.plan.simulation.lengths import mean_completion
@@ -54,8 +55,8 @@ def simulate(plan: RunPlan, options: SimulationOptions, told: Callable[[int, int
 def _measured(planned: PlannedRun, run: MeasuredRun) -> PlannedRun:
     """With the lengths of a run: those of the recipe's first arm, and of an arm that reasons the other way."""
     arm = planned.recipe.stages.rl.arms[0]
-    discrete = arm == "discrete"
-    others = [name for name in run.lengths if (name == "discrete") != discrete]
+    discrete = arm in DISCRETE_ARMS
+    others = [name for name in run.lengths if (name in DISCRETE_ARMS) != discrete]
     own = run.lengths.get(arm)
     if own is None:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lrscale.config.recipe import Recipe
+from lrscale.config.stages import LATENT_ARMS
 from lrscale.plan.lengths import USUAL_SPREAD, Lengths
 from lrscale.plan.topology import longest_prompt
 
@@ -76,7 +77,7 @@ def workload(
     rl, limit = recipe.stages.rl, recipe.rollout.max_new_tokens
     longest = longest_prompt(recipe)
     usual = ASSUMED_SHARE * longest if longest else float(ASSUMED_PROMPT)
-    latent = any(arm in ("latent", "shuffled_latent") for arm in rl.arms)
+    latent = any(arm in LATENT_ARMS for arm in rl.arms)
     share = (ASSUMED_LATENTS if latent else 0.0) if latent_share is None else latent_share
     every = 0 if not rl.refresh.share or not latent else rl.refresh.every_steps or _steps_of_a_pass(recipe)
     traces = every * rl.prompts_per_step * rl.group_size * ASSUMED_POSITIVE * rl.refresh.share

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lrscale.config.stages import DISCRETE_ARMS
 from lrscale.report.metrics import Z_95, wilson_interval
 from lrscale.report.runs import Metrics, Run, arm_title, section
 
-DISCRETE_ARMS = ("discrete", "discrete_free")
-"""Ordinary RL; the first that a run has is what its other arms are held against."""
 NO_ERROR = "no error known (one prompt)"
 
 

@@ -101,6 +101,26 @@ def test_a_plan_is_numbers_on_stdout_and_says_what_it_assumes(tmp_path: Path) ->
     assert "fits: " in shown.stdout and "--prompt-tokens" not in shown.stderr and "runs on CPUs" in shown.stderr
 
 
+def test_a_run_is_simulated_with_the_lengths_of_one_that_went_before(tmp_path: Path) -> None:
+    """Locks out --simulate, --lengths-from and --charts that work in the library alone; ordinary RL by its other name."""
+    rollouts = tmp_path / "before" / "rollouts"
+    rollouts.mkdir(parents=True)
+    for arm, tokens, latents in (("latent", 20, 10), ("discrete_free", 80, 0)):
+        lines = [{"arm": arm, "tokens": tokens, "latent_steps": latents, "prompt_ids": [1] * 50}] * 4
+        (rollouts / f"{arm}-step-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    simulate = ("plan", "tiny-cpu", "--set", "stages.rl.arms=[latent]", "--simulate", "--steps", "3", "--seeds", "2")
+    done = lrscale(*simulate, "--lengths-from", "before", "--charts", "drawn", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["simulation"]
+    assert (found["steps"], found["seeds"]) == (3, 2)
+    by_words = {arm["name"]: arm["tokens"] + arm["latent_steps"] for arm in found["reasoning"]}
+    assert sorted(by_words.values()) == [30, 80], by_words
+    drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert drawn >= {"plan.json", "plan-step.png", "plan-memory.png"}, done.stderr
+    refused = lrscale(*simulate, "--lengths-from", "drawn", cwd=tmp_path)
+    assert refused.returncode == 7 and "holds no lengths" in refused.stderr
+
+
 def test_recipes_are_listed_with_what_they_are_for(tmp_path: Path) -> None:
     lines = lrscale("recipes", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[0] for line in lines] == [
