@@ -42,6 +42,7 @@ def vllm_generate(policy: LatentPolicy, folder: Path, positions: int) -> Callabl
         dtype="float32" if policy.device.type == "cpu" else "bfloat16",
         enforce_eager=policy.device.type == "cpu",
         max_model_len=1024,
+        gpu_memory_utilization=0.3,  # on a CPU: of the machine's memory, all of which vLLM would want
         enable_prefix_caching=False,
         worker_extension_cls="lrscale.rollout.vllm.worker.LatentWorker",
     )

@@ -35,7 +35,9 @@ def plan(
     rollout_nodes: Annotated[
         int | None, typer.Option("--rollout-nodes", min=0, help="Further nodes that only generate; 0: colocated.")
     ] = None,
-    tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", min=1, help="GPUs an engine spans.")] = 1,
+    tensor_parallel: Annotated[
+        int | None, typer.Option("--tensor-parallel", min=1, help="GPUs an engine spans; default: the recipe's, or 1.")
+    ] = None,
     one_step_off: Annotated[bool, typer.Option("--one-step-off", help="Generate while training.")] = False,
     prompt_tokens: Annotated[float | None, typer.Option(min=0, help="Mean length of prompts.")] = None,
     mean_new_tokens: Annotated[float | None, typer.Option(min=1, help="Mean positions of completions.")] = None,

@@ -23,7 +23,7 @@ def plan_of(  # noqa: PLR0913 - options of the command line
     *,
     engine: EngineKind | None = None,
     rollout_nodes: int | None = None,
-    tensor_parallel: int = 1,
+    tensor_parallel: int | None = None,
     one_step_off: bool = False,
     lengths: Mapping[str, float] | None = None,
     scoring_s: float = SCORING_S,
@@ -34,7 +34,7 @@ def plan_of(  # noqa: PLR0913 - options of the command line
     Args:
         loaded: The recipe; the GPU's memory is in it (cluster.gpu_memory_gib).
         machine: Where it runs.
-        engine: None leaves it to the recipe; so does `rollout_nodes`.
+        engine: None leaves it to the recipe; so do `rollout_nodes` and `tensor_parallel`.
         rollout_nodes: Nodes that only generate.
         tensor_parallel: GPUs an engine.
         one_step_off: Generate while training.

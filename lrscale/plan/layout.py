@@ -66,7 +66,7 @@ def layout_of(
     *,
     engine: EngineKind | None = None,
     rollout_nodes: int | None = None,
-    tensor_parallel: int = 1,
+    tensor_parallel: int | None = None,
     one_step_off: bool = False,
 ) -> Layout:
     """The recipe's own layout; None leaves to it what an option may decide.
@@ -77,11 +77,15 @@ def layout_of(
     there = topology(recipe)
     of_role = dict(there.roles).get("rollout", 0)
     nodes = of_role if rollout_nodes is None else rollout_nodes
+    engine = engine or ("vllm" if nodes else recipe.rollout.kind)
+    if tensor_parallel is None:
+        rollout = recipe.rollout
+        tensor_parallel = rollout.tensor_parallel if engine == rollout.kind == "vllm" else 1
     return Layout(
         train_nodes=there.nodes,
         gpus_per_node=there.ranks_per_node,
         rollout_nodes=nodes,
-        engine=engine or ("vllm" if nodes else recipe.rollout.kind),
+        engine=engine,
         tensor_parallel=tensor_parallel,
         one_step_off=one_step_off,
     )

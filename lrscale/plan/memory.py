@@ -238,8 +238,10 @@ class _Needs:
         free = memory - self.beside_engine - fixed - _bytes(overheads.fragmentation_gib.value)
         if self.layout.engine == "local":
             return free
-        share = overheads.engine_colocated_share if self.layout.colocated else overheads.engine_memory_share
-        return min(free, memory * share.value - fixed)
+        usual = overheads.engine_colocated_share if self.layout.colocated else overheads.engine_memory_share
+        rollout = self.recipe.rollout
+        share = rollout.gpu_memory_share if rollout.kind == "vllm" else usual.value
+        return min(free, memory * share - fixed)
 
     @property
     def cache(self) -> float:

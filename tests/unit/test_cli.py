@@ -97,6 +97,8 @@ def test_a_plan_is_numbers_on_stdout_and_says_what_it_assumes(tmp_path: Path) ->
     assert planned["overflow"]["limit_gib"] == 140.4 and planned["suggestions"]
     assert planned["cost"]["price"] == pytest.approx(3 * planned["cost"]["gpu_hours"])
     assert "assumed: prompts of 4,096 tokens (--prompt-tokens)" in done.stderr
+    split = json.loads(lrscale("plan", "llama3-70b-split", "--json", cwd=tmp_path).stdout)
+    assert (split["layout"]["tensor_parallel"], split["layout"]["rollout_nodes"], split["fits"]) == (4, 2, True)
     shown = lrscale("plan", "tiny-cpu", "--prompt-tokens", "200", cwd=tmp_path)
     assert "fits: " in shown.stdout and "--prompt-tokens" not in shown.stderr and "runs on CPUs" in shown.stderr
 
