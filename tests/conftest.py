@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NO_COLOR", "1")
 
-_SHARED = {"cluster": "ranks", "distributed": "ranks", "e2e": "e2e"}
+_SHARED = {"cluster": "ranks", "distributed": "ranks", "e2e": "e2e", "vllm": "vllm"}
 """Folders whose tests stay in one process of `pytest -n`: two jobs of several ranks at once would starve each other, and
 what a session shares is made once. The others are kept together by file."""
 
