@@ -86,6 +86,18 @@ class Overheads(Section):
     node_power_factor: Overhead
 
 
+class RunConstants(Section):
+    """What `lrscale plan --simulate` assumes of a run where neither options nor another run tell."""
+
+    failures_per_node_day: Overhead
+    detect_s: Overhead
+    requeue_s: Overhead
+    score_s: Overhead
+    score_spread: Overhead
+    sentence_tokens: Overhead
+    marker_tokens: Overhead
+
+
 class HardwareData(Section):
     """All constants of a plan."""
 
@@ -93,6 +105,7 @@ class HardwareData(Section):
     fabrics: dict[str, Fabric]
     efficiencies: Efficiencies
     overheads: Overheads
+    runs: RunConstants
 
 
 class Machine(Section):
@@ -104,6 +117,7 @@ class Machine(Section):
     fabric: Fabric
     efficiencies: Efficiencies
     overheads: Overheads
+    runs: RunConstants
 
 
 def load_machine(
@@ -136,6 +150,7 @@ def load_machine(
         fabric=data.fabrics[_known(fabric, data.fabrics, "--fabric", "fabric")],
         efficiencies=data.efficiencies,
         overheads=data.overheads,
+        runs=data.runs,
     )
 
 

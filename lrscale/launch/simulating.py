@@ -36,13 +36,8 @@ def simulate(plan: RunPlan, options: SimulationOptions, told: Callable[[int, int
         LaunchError: the run that lengths are to come from has none (7).
     """
     measured = read_measured(options.lengths_from) if options.lengths_from is not None else None
-    given = {
-        "steps": options.steps,
-        "failures_per_node_day": options.failures_per_node_day,
-        "requeue_s": options.requeue_s,
-        "score_s": options.reward_s if options.reward_s is not None or measured is None else measured.score_s,
-    }
-    assumptions = Assumptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    score_s = options.reward_s if options.reward_s is not None or measured is None else measured.score_s
+    assumptions = Assumptions(options.steps, options.failures_per_node_day, options.requeue_s, score_s)
     planned = PlannedRun(plan.recipe, plan.dims, plan.machine, plan.work, assumptions)
     try:
         return study(

@@ -14,35 +14,20 @@ from lrscale.plan.layout import Layout
 from lrscale.plan.memory import memory_plan
 from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.simulation.lengths import AssumedLengths, InLatents, InWords, LatentForm, LengthSource
-from lrscale.plan.simulation.scenario import (
-    FAILURES_PER_NODE_DAY,
-    Costs,
-    Failures,
-    LognormalLatency,
-    Scenario,
-    Scoring,
-)
+from lrscale.plan.simulation.scenario import Costs, Failures, LognormalLatency, Scenario, Scoring
 from lrscale.plan.step_time import StepModel, step_model
 from lrscale.plan.workload import Workload
 
-ASSUMED_SCORE_S = 1.0
-"""Of a reward that runs in workers, where neither an option nor a run tells."""
-SCORE_SPREAD = 1.0
-"""Deviation of the logarithm of scoring times: judges and test suites have long tails."""
-SENTENCE_TOKENS = 20.0
-MARKER_TOKENS = 12
-"""Of <implicit_thought>N</implicit_thought> in ordinary pieces; 3 with model.add_marker_tokens."""
 _ENGINE_GPUS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What neither recipe nor machine say; None leaves it to the recipe, or to an assumption of this file."""
+    """What neither recipe nor machine say; None leaves it to the recipe, or to the machine's `runs` constants."""
 
     steps: int | None = None
-    failures_per_node_day: float = FAILURES_PER_NODE_DAY
-    detect_s: float = 60.0
-    requeue_s: float = 300.0
+    failures_per_node_day: float | None = None
+    requeue_s: float | None = None
     score_s: float | None = None
     lengths: LengthSource | None = None
     other_lengths: LengthSource | None = None
@@ -80,7 +65,7 @@ class PlannedRun:
             continuous=model.refills,
             checkpoint_every=rl.checkpoint_every,
             refresh_every=self.work.refresh_every,
-            failures=Failures(given.failures_per_node_day, given.detect_s, given.requeue_s),
+            failures=self._failures,
             time_limit_s=limit_s,
         )
 
@@ -92,8 +77,9 @@ class PlannedRun:
     def form(self) -> LatentForm:
         """What a latent step stands for."""
         traces = self.recipe.stages.traces
-        marker = 3 if self.recipe.model.add_marker_tokens else MARKER_TOKENS
-        return LatentForm(traces.token_ratio, traces.max_steps, SENTENCE_TOKENS, marker)
+        usual = self.machine.runs
+        marker = 3 if self.recipe.model.add_marker_tokens else round(usual.marker_tokens.value)
+        return LatentForm(traces.token_ratio, traces.max_steps, usual.sentence_tokens.value, marker)
 
     def in_the_other_way(self, scenario: Scenario) -> Scenario:
         """The same run whose reasoning is discrete if the recipe's has latents, and the other way round."""
@@ -137,15 +123,26 @@ class PlannedRun:
             raise ValueError(f"{over.phase.name} takes {over.phase.total:.1f} of {over.limit:g} GiB a GPU")
         return self.scenario(layout)
 
+    @property
+    def _failures(self) -> Failures:
+        given, usual = self.assumptions, self.machine.runs
+        rate, requeue_s = given.failures_per_node_day, given.requeue_s
+        return Failures(
+            usual.failures_per_node_day.value if rate is None else rate,
+            usual.detect_s.value,
+            usual.requeue_s.value if requeue_s is None else requeue_s,
+        )
+
     def _scoring(self, layout: Layout) -> Scoring:
-        reward, given = self.recipe.reward, self.assumptions.score_s
+        reward, given, usual = self.recipe.reward, self.assumptions.score_s, self.machine.runs
+        spread = usual.score_spread.value
         if isinstance(reward, TaskRewardConfig):
-            return Scoring(1, LognormalLatency(0.0 if given is None else given, SCORE_SPREAD))
-        seconds = ASSUMED_SCORE_S if given is None else given
+            return Scoring(1, LognormalLatency(0.0 if given is None else given, spread))
+        seconds = usual.score_s.value if given is None else given
         workers = reward.pool.workers * layout.train_gpus
         if reward.pool.concurrency:
             workers = min(workers, max(reward.pool.concurrency, layout.train_gpus))
-        return Scoring(workers, LognormalLatency(seconds, SCORE_SPREAD))
+        return Scoring(workers, LognormalLatency(seconds, spread))
 
 
 def costs_of(model: StepModel, work: Workload) -> Costs:

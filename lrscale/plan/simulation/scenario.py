@@ -10,10 +10,6 @@ from typing import Literal, Protocol
 
 from lrscale.plan.simulation.lengths import LengthSource
 
-FAILURES_PER_NODE_DAY = 419 / (54 * 2048)
-"""Llama 3's pre-training: 419 unexpected interruptions in 54 days on 2,048 nodes of 8 H100 (arXiv 2407.21783, section
-3.3.4); 0.0038, one in 264 days of a node."""
-
 
 class Latency(Protocol):
     """Seconds that one score takes."""
