@@ -35,6 +35,7 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "paper's projector, not aligned": ["projector.kind=paper", f"{SFT}.alignment.epochs=0"],
     "aligned for 5 epochs": [f"{SFT}.alignment.epochs=5"],
+    "residual projector, aligned": ["projector.kind=residual"],
     "aligned, 1 layer": ["projector.layers=1"],
     "aligned, hardly any SFT": [f"{SFT}.max_steps=1"],
     "a marker a sentence in training": ["stages.traces.merge_neighbours=false"],

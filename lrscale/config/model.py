@@ -29,8 +29,9 @@ class ModelConfig(Section):
 class ProjectorConfig(Section):
     """The Reasoning Projector (method, section 3)."""
 
-    kind: Literal["paper", "normalised"] = "paper"
-    """`paper`: stacked copies of the last MLP; `normalised`: RMS norm before each block and at the end, learned gain."""
+    kind: Literal["paper", "normalised", "residual"] = "paper"
+    """`paper`: stacked copies of the last MLP; `normalised`: RMS norm before each block and at the end, learned gain;
+    `residual`: the same, each block's input added to its output."""
     path: str = ""
     """Folder of a projector to start from (`lrscale export --projector-only`); empty: the model's own, or its last MLP."""
     layers: PositiveInt = 3

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-ProjectorKind = Literal["paper", "normalised"]
+ProjectorKind = Literal["paper", "normalised", "residual"]
 
 _EPS = 1e-6
 
@@ -21,16 +22,17 @@ class ReasoningProjector(nn.ModuleList):
     `paper`: the blocks one after the other, no residual, no norm. Three gated blocks are a map of
     degree 8 and may leave the scale of embeddings by orders of magnitude: measure it.
     `normalised`: RMS norm before each block and at the end, times a learned gain a dimension.
+    `residual`: the same with what a block reads added to what it gives, as in the base model's own layers.
 
     Tensor names are the public reference's, `{i}.gate_proj.weight` and so on, under `reasoning_projector.`.
     """
 
     def __init__(self, blocks: list[nn.Module], *, kind: ProjectorKind = "paper", gain_H: Tensor | None = None) -> None:
         super().__init__(blocks)
-        if kind not in ("paper", "normalised"):
-            raise ValueError(f"projector kind: given {kind!r}, allowed `paper` or `normalised`")
-        if (kind == "normalised") != (gain_H is not None):
-            raise ValueError("a gain belongs to the normalised projector, and only to it")
+        if kind not in get_args(ProjectorKind):
+            raise ValueError(f"projector kind: given {kind!r}, allowed {', '.join(get_args(ProjectorKind))}")
+        if (kind != "paper") != (gain_H is not None):
+            raise ValueError("a gain belongs to the projectors with norms, and only to them")
         self.kind: ProjectorKind = kind
         self.gain = None if gain_H is None else nn.Parameter(gain_H.detach().clone())
 
@@ -56,12 +58,22 @@ class ReasoningProjector(nn.ModuleList):
         for block in blocks:
             block.requires_grad_(True)
         gain = torch.full((hidden_size,), embedding_rms, dtype=weight.dtype, device=weight.device)
-        return cls(blocks, kind=kind, gain_H=gain if kind == "normalised" else None)
+        return cls(blocks, kind=kind, gain_H=gain if kind != "paper" else None)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        for block in self:
-            hidden = block(rms_normalised(hidden) if self.gain is not None else hidden)
-        return hidden if self.gain is None else rms_normalised(hidden) * self.gain
+        return projected(self, hidden, self.kind, self.gain)
+
+
+def projected(blocks: Iterable[nn.Module], hidden: Tensor, kind: ProjectorKind, gain_H: Tensor | None) -> Tensor:
+    """The projector's forward over blocks of whatever class; a gain for all kinds but `paper`."""
+    if gain_H is None:
+        for block in blocks:
+            hidden = block(hidden)
+        return hidden
+    for block in blocks:
+        out = block(rms_normalised(hidden))
+        hidden = hidden + out if kind == "residual" else out
+    return rms_normalised(hidden) * gain_H
 
 
 def rms_normalised(hidden: Tensor) -> Tensor:

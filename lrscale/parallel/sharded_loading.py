@@ -141,7 +141,7 @@ def _projector(
         deepspeed.zero.Init(module=block, config_dict_or_path=ds_config)
         blocks.append(block)
     gain_H = None
-    if projector.kind == "normalised":
+    if projector.kind != "paper":
         gain_H = torch.empty(backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
         gain_H.copy_(_whole(tensors, f"{PROJECTOR_PREFIX}gain")) if trained else gain_H.fill_(_embedding_rms(backbone))
     made = ReasoningProjector(blocks, kind=projector.kind, gain_H=gain_H)

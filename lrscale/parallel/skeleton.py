@@ -33,5 +33,5 @@ def skeleton(
     backbone = Backbone(base)
     blocks = [copy.deepcopy(backbone.last_mlp()) for _ in range(projector.layers)]
     gain_H = torch.empty(backbone.hidden_size, dtype=backbone.dtype, device="meta")
-    made = ReasoningProjector(blocks, kind=projector.kind, gain_H=gain_H if projector.kind == "normalised" else None)
+    made = ReasoningProjector(blocks, kind=projector.kind, gain_H=gain_H if projector.kind != "paper" else None)
     return LatentPolicy(base, tokenizer, made.requires_grad_(True), max_latent_steps=projector.max_latent_steps)

@@ -117,7 +117,7 @@ class ModelDims:
 
         Of a mixture of experts, which no projector can be cloned from, the dense width counts.
         """
-        gain = self.hidden if kind == "normalised" else 0
+        gain = self.hidden if kind != "paper" else 0
         return layers * ((3 if self.gated else 2) * self.hidden * self.intermediate + self._mlp_biases) + gain
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:

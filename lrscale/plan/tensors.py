@@ -32,9 +32,9 @@ def model_tensors(dims: ModelDims) -> tuple[TensorShape, ...]:
 
 @cache
 def projector_tensors(dims: ModelDims, layers: int, kind: str) -> tuple[TensorShape, ...]:
-    """`lrscale.latent.projector.ReasoningProjector`: copies of the last MLP, and the gain of the normalised kind."""
+    """`lrscale.latent.projector.ReasoningProjector`: copies of the last MLP, and the gain of the kinds with norms."""
     prefix = "reasoning_projector."
-    found = [TensorShape(f"{prefix}gain", (dims.hidden,))] if kind == "normalised" else []
+    found = [TensorShape(f"{prefix}gain", (dims.hidden,))] if kind != "paper" else []
     for index in range(layers):
         found += (_gpt2_mlp if dims.learned_positions else _mlp)(dims, f"{prefix}{index}.", dims.intermediate)
     return tuple(found)

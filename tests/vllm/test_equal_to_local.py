@@ -39,7 +39,8 @@ PROMPTS = [
 
 @cache
 def policy_of(architecture: str) -> LatentPolicy:
-    return talkative_policy(architecture, "normalised" if architecture in ("llama", "qwen2") else "paper", layers=2)
+    kinds = {"llama": "normalised", "qwen2": "residual"}
+    return talkative_policy(architecture, kinds.get(architecture, "paper"), layers=2)
 
 
 def encoded(policy: LatentPolicy) -> list[list[int]]:

@@ -10,7 +10,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.llama import LlamaMLP
 
 from lrscale.latent.hf_layout import PROJECTOR_PREFIX, ProjectorFields
-from lrscale.latent.projector import rms_normalised
+from lrscale.latent.projector import projected
 
 _MERGED = {"gate_proj": 0, "up_proj": 1}
 """vLLM keeps both in one parameter, gate_up_proj; the number is the part's place in it."""
@@ -34,13 +34,12 @@ class ParallelProjector(nn.ModuleList):
             for index in range(fields.layers)
         ]
         super().__init__(blocks)
-        normalised = fields.kind == "normalised"
-        self.gain = nn.Parameter(torch.ones(config.hidden_size), requires_grad=False) if normalised else None
+        self.kind = fields.kind
+        normed = fields.kind != "paper"
+        self.gain = nn.Parameter(torch.ones(config.hidden_size), requires_grad=False) if normed else None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        for block in self:
-            hidden = block(hidden if self.gain is None else rms_normalised(hidden))
-        return hidden if self.gain is None else rms_normalised(hidden) * self.gain
+        return projected(self, hidden, self.kind, self.gain)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take tensors by the names they have in a checkpoint, prefix removed. ValueError for a name it lacks."""

@@ -13,7 +13,7 @@ from lrscale.latent import LatentPolicy
 from tests.unit.latent.tiny_models import ARCHITECTURES, live_policy, padded, random_rows, tiny_model, tiny_tokenizer
 
 
-@pytest.mark.parametrize("kind", ["paper", "normalised"])
+@pytest.mark.parametrize("kind", ["paper", "normalised", "residual"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
 def test_round_trip_is_exact(architecture, kind, tmp_path):

@@ -136,8 +136,15 @@ def test_eager_attention_gives_the_same_numbers():
     assert torch.allclose(sdpa[mask.bool()], eager[mask.bool()], atol=1e-4, rtol=0)
 
 
-def test_normalised_projector_keeps_the_scale_of_embeddings():
-    policy = live_policy("llama", projector_kind="normalised")
+@pytest.mark.parametrize("kind", ["normalised", "residual"])
+def test_projector_with_norms_keeps_the_scale_of_embeddings_and_is_its_formula(kind):
+    policy = live_policy("llama", projector_kind=kind)
+    x = hidden = torch.randn(5, policy.backbone.hidden_size, dtype=torch.float64)
+    for block in policy.projector:
+        y = block(x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt())
+        x = x + y if kind == "residual" else y
+    expected = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * policy.projector.gain
+    assert torch.allclose(policy.projector(hidden), expected, atol=1e-12, rtol=0)
     ids, mask = padded(random_rows(policy, SPANS, 24), "right")
     with torch.no_grad():
         out = policy.expand(ids, mask)

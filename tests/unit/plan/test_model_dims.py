@@ -65,7 +65,7 @@ def test_a_mixture_counts_what_a_token_passes() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("kind", ["paper", "normalised"])
+@pytest.mark.parametrize("kind", ["paper", "normalised", "residual"])
 def test_the_projector_is_built_of_the_planned_tensors(architecture: str, kind: Any) -> None:
     """Locks out a gain that is not counted, and a plain MLP counted as a gated one."""
     model = tiny_model(architecture, 260)
