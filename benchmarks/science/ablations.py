@@ -35,12 +35,19 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "paper's projector, not aligned": ["projector.kind=paper", f"{SFT}.alignment.epochs=0"],
     "aligned for 5 epochs": [f"{SFT}.alignment.epochs=5"],
-    "residual projector, aligned": ["projector.kind=residual"],
     "aligned, 1 layer": ["projector.layers=1"],
     "aligned, hardly any SFT": [f"{SFT}.max_steps=1"],
     "a marker a sentence in training": ["stages.traces.merge_neighbours=false"],
     "ratios of the paper (0.10, 0.25)": ["stages.traces.replace_ratios=[0.10, 0.25]"],
     "a quarter of the traces": ["stages.traces.prompts=48"],
+    "residual projector, aligned": ["projector.kind=residual"],
+    "aligned, SFT with distillation of hidden states": [f"{SFT}.distillation=1.0"],
+    "not aligned, 3 epochs at 1e-3 with distillation": [
+        f"{SFT}.alignment.epochs=0",
+        f"{SFT}.epochs=3",
+        f"{SFT}.learning_rate=1e-3",
+        f"{SFT}.distillation=1.0",
+    ],
 }
 MODES = ("real", "zero", "shuffled")
 

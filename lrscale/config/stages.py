@@ -59,6 +59,9 @@ class ProjectorSftConfig(Section):
     """Stop after this many optimizer steps; 0 runs all epochs."""
     checkpoint_every: PositiveInt = 50
     heldout_rows: PositiveInt = 256
+    distillation: NonNegativeFloat = 0.0
+    """Weight of a second loss: behind a marker, the hidden state that the replaced words would have led to. 0 switches
+    it off (the paper's recipe)."""
     alignment: AlignmentConfig = AlignmentConfig()
 
 

@@ -19,6 +19,7 @@ from lrscale.report.timing import step_line
 from lrscale.stages.alignment import align_projector
 from lrscale.stages.batching import padded, rounds
 from lrscale.stages.clock import phase_timer
+from lrscale.stages.distillation import count_places, distillation_loss
 from lrscale.stages.drain import Drained
 from lrscale.stages.failed_step import keep_failed
 from lrscale.stages.heldout import heldout_losses
@@ -226,6 +227,9 @@ def _optimizer_step(parts: Parts, batch: Sequence[LiteRow], learning_rate: float
     tokens = sum(len(row.ids) - 1 - row.spans[0].position for row in batch)
     normaliser = torch.tensor(float(max(tokens, 1)), device=policy.device)
     loss_sum = torch.zeros((), device=policy.device)
+    weight = parts.recipe.stages.projector_sft.distillation
+    compared = max(1, count_places(batch, policy.detector)) if weight else 1
+    distance_sum = torch.zeros((), device=policy.device)
     scales: list[float] = []
     embedding_rms = policy.backbone.embedding_rms()
     budget = parts.recipe.optimisation.micro_batch_tokens
@@ -238,6 +242,10 @@ def _optimizer_step(parts: Parts, batch: Sequence[LiteRow], learning_rate: float
             out = policy.expand(ids_BT, mask_BT)
             logprobs_BT = policy.token_logprobs(out.hidden_BTH, ids_BT, where_BT=counted_BT)
             loss = projector_loss(logprobs_BT, counted_BT, normaliser)
+            if weight:
+                distance = distillation_loss(policy, rows, out.hidden_BTH, compared)
+                distance_sum += distance.detach()
+                loss = loss + weight * distance
             words = None
             if not bool(torch.isfinite(loss)):
                 bad = [row for row, sums in zip(rows, logprobs_BT.sum(1), strict=True) if not sums.isfinite()]
@@ -257,8 +265,9 @@ def _optimizer_step(parts: Parts, batch: Sequence[LiteRow], learning_rate: float
     # max: one exploding micro-batch must show
     of_all = [scale for part in engine.lockstep.gather_json(scales) for scale in part]
     finite = [scale for scale in of_all if math.isfinite(scale)]
-    return {
+    metrics = {
         "loss": float(engine.sum_over_ranks(loss_sum)),
         "grad_norm": grad_norm,
         "latent_scale": max(finite) if finite else None,
     }
+    return metrics | ({"distillation": float(engine.sum_over_ranks(distance_sum))} if weight else {})
