@@ -56,6 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--stories", type=int, default=500)
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(VARIANTS)), help="numbers of variants, from 0")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to lrscale launch")
     options = parser.parse_args()
@@ -65,6 +66,8 @@ def main() -> int:
         table.add_column(name, justify="right")
     console = Console(width=150, highlight=False)
     for number, (name, overrides) in enumerate(VARIANTS.items()):
+        if number not in options.only:
+            continue
         run = options.runs_dir / f"{number:02d}-seed-{options.seed}"
         code = launch(run, [f"seed={options.seed}", "stages.run=[traces, projector_sft]", *options.set, *overrides])
         if code == ExitCode.INTERRUPTED:
