@@ -34,6 +34,8 @@ class EngineDesk:
         self.on_shutdown: Callable[[], None] = lambda: None
         self.version: int | None = None if settings.load_format == "dummy" else 0
         """Of the weights; None until the first ones were published."""
+        self.group = ""
+        """Token of the trainer's group for weights that the workers are in."""
         self.draining = False
         self.asleep: frozenset[str] = frozenset()
         self._failure = ""
@@ -69,7 +71,13 @@ class EngineDesk:
         return "ready" if self.version is not None else "without weights"
 
     def health(self) -> dict[str, Any]:
-        return {"state": self.state, "version": self.version, "running": len(self._running), "why": self._failure}
+        return {
+            "state": self.state,
+            "version": self.version,
+            "running": len(self._running),
+            "group": self.group,
+            "why": self._failure,
+        }
 
     async def generate(
         self, rows: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any]
@@ -151,28 +159,53 @@ class EngineDesk:
 
         return await asyncio.gather(*(one(prompt) for prompt in prompts))
 
-    async def take_weights(self, manifest: str, version: int, *, projector_only: bool) -> dict[str, Any]:
+    async def join_group(self, invitation: Mapping[str, Any]) -> dict[str, Any]:
+        """Every worker becomes a member of the trainer's group for weights, in place of one that it was in.
+
+        Raises:
+            Refused: one of them cannot.
+        """
+        self.group = ""
+        self._accepted(await self._llm.collective_rpc("join_group", args=(dict(invitation),)))
+        self.group = str(invitation["token"])
+        return {"group": self.group}
+
+    async def take_weights(
+        self, source: Mapping[str, str], version: int, *, projector_only: bool
+    ) -> dict[str, Any]:
         """Load a publication while nothing runs; forget what was cached of the old weights.
+
+        `source` is {manifest: path} or {group: token} (ServedWorker.receive_weights).
 
         Raises:
             Refused: damaged or in another version: the engine goes on with no weights at all rather than old ones.
         """
         if projector_only and self.version is None:
             raise Refused("this engine has no weights yet: a projector alone is not enough")
+        if source.get("group", self.group) != self.group:
+            raise Refused(f"this engine is not in the group {source['group']} that weights are broadcast in")
         await self._llm.pause_generation(mode="wait", clear_cache=True)
         self.version = None
         try:
-            seen = await self._llm.collective_rpc("receive_weights", args=(manifest, version, projector_only))
+            answers = await self._llm.collective_rpc("receive_weights", args=(dict(source), version, projector_only))
         except Exception as error:
             raise Refused(str(error)) from error
         finally:
             await self._llm.resume_generation()
+        seen = self._accepted(answers)
         if not await self._llm.reset_prefix_cache():
             raise Refused("vLLM did not reset its prefix cache, so old hidden states could be read")
         if set(seen) != {version}:
             raise Refused(f"workers hold the weights of version {seen}, published was {version}")
         self.version = version
         return {"version": version, "workers": len(seen)}
+
+    def _accepted(self, answers: Sequence[Any]) -> Sequence[Any]:
+        """Of all workers. A worker that refuses answers with words: vLLM loses count of answers when one raises."""
+        words = [answer for answer in answers if isinstance(answer, str)]
+        if words:
+            raise Refused("; ".join(dict.fromkeys(words)))
+        return answers
 
     async def confirm_version(self, version: int) -> dict[str, Any]:
         """Rename the weights that are there: nothing has changed since."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from lrscale.rollout.vllm.client import EngineError, probe
 from lrscale.rollout.vllm.fleet import Fleet
-from lrscale.rollout.weights import PublicationError, publication
+from lrscale.rollout.vllm.transport import Transport
+from lrscale.rollout.weights import PublicationError, Transfer, publication
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
@@ -43,8 +45,8 @@ class Delivery:
     probe_tolerance: float
     timeout_s: float
     """Of one request to an engine."""
-    folder: Path | None
-    """For the files of a publication; None on ranks other than the main one."""
+    transport: Transport | None = None
+    """None on ranks other than the main one."""
     shared: Path | None = None
     """The main rank's folder in shared memory, removed in the end."""
 
@@ -66,7 +68,6 @@ class Publisher:
         self._peers = peers
         self._fleet = fleet
         self._delivery = delivery
-        self._folder = delivery.folder
         self._latent_token_id = delivery.latent_token_id
         self._tolerance = delivery.probe_tolerance
         self._timeout_s = delivery.timeout_s
@@ -116,9 +117,10 @@ class Publisher:
         """End the engines of this process; nothing of them stays in shared memory."""
         if self._fleet is not None:
             self._fleet.close()
-        for folder in (self._folder, self._delivery.shared):
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+        if self._delivery.transport is not None:
+            self._delivery.transport.close()
+        if self._delivery.shared is not None:
+            shutil.rmtree(self._delivery.shared, ignore_errors=True)
 
     def _awake(self) -> dict[str, int | None]:
         """Every engine up and ready to take weights: its address and the version it has."""
@@ -131,23 +133,23 @@ class Publisher:
     def _send(
         self, parameters: Iterable[tuple[str, Tensor]], urls: list[str], version: int, *, projector_only: bool
     ) -> None:
-        folder = None if self._folder is None else self._folder / f"v{version}"
-        with publication(
-            parameters, folder, version=version, projector_only=projector_only, tick=self._peers.tick
-        ) as written:
+        transport = self._delivery.transport
+        begin: Callable[[], Transfer] | None = None
+        if transport is not None:
+            begin = partial(transport.begin, urls, version=version, projector_only=projector_only)
+        with publication(parameters, begin, tick=self._peers.tick) as sent:
 
-            def tell() -> None:
-                assert self._fleet is not None
-                if isinstance(written, OSError):
-                    raise written
-                body = {"manifest": str(written), "version": version, "projector_only": projector_only}
+            def deliver() -> None:
+                assert self._fleet is not None and sent is not None
                 try:
-                    self._fleet.tell(urls, "/weights", body, timeout_s=self._timeout_s)
+                    if isinstance(sent, Exception):
+                        raise sent
+                    sent.finish()
                     self._fleet.tell(urls, "/wake", {"tags": ["kv_cache"]}, timeout_s=self._timeout_s)
                 except EngineError as error:
                     raise PublicationError(f"weights of version {version} were not taken over: {error}") from error
 
-            self._peers.on_main(tell)
+            self._peers.on_main(deliver)
 
     def _verify(self, urls: list[str], version: int) -> None:
         """Fixed prompts through the trainer and every engine."""
