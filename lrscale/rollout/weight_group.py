@@ -62,6 +62,7 @@ class WeightGroup:
         self.device = device if invitation.backend == "nccl" else torch.device("cpu")
         self._store = dist.PrefixStore(invitation.token, store)
         self._backend: Any = _backend(self._store, invitation, number)
+        self._under_way: tuple[dist.Work, Tensor] | None = None
 
     @classmethod
     def join(cls, invitation: Invitation, worker: int, device: torch.device) -> WeightGroup:
@@ -87,22 +88,34 @@ class WeightGroup:
         """What everybody has heard."""
         self._store.delete_key(key)
 
-    def broadcast(self, payload: Tensor) -> dist.Work:
-        """From the main rank to all, without waiting: `payload` has to stay as it is until the work is done."""
+    def broadcast(self, payload: Tensor) -> None:
+        """Begin to bring the main rank's bytes to all. One at a time: `wait` for it before the next.
+
+        Only the group holds what is under way: connections stay open as long as anything, a traceback's frame too,
+        does, and the others' waiting ends when they close.
+        """
+        assert self._under_way is None
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.timeout = timedelta(seconds=self.limit_s)
-        return self._backend.broadcast([payload], options)
+        self._under_way = self._backend.broadcast([payload], options), payload
 
-    def wait(self, work: dist.Work) -> None:
-        """RuntimeError where it failed, or takes longer than the limit."""
-        work.wait(timedelta(seconds=self.limit_s))
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way, or it has ended, well or not."""
+        return self._under_way is None or bool(self._under_way[0].is_completed())
+
+    def wait(self) -> None:
+        """For what is under way. RuntimeError where it failed, or takes longer than the limit."""
+        if self._under_way is not None:
+            self._under_way[0].wait(timedelta(seconds=self.limit_s))
+            self._under_way = None
 
     def close(self) -> None:
         """Leave. Members that still wait for this one fail."""
         if self._backend is not None and self._backend.name() == "nccl":
             self._backend.abort()
-        self._backend = self._store = None
+        self._under_way = self._backend = self._store = None
 
 
 class Meeting:

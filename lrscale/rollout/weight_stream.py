@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lrscale.rollout.weight_group import WeightGroup
@@ -44,10 +43,14 @@ class SentStream:
         self._group = group
         self._attend = attend
         self._buckets = Buckets(self._send, device=group.device, bucket_bytes=bucket_bytes)
-        self._under_way: tuple[dist.Work, Tensor] | None = None
         self._said: list[str] = []
         self._open = True
         self._say(begin={"version": version, "projector_only": projector_only})
+
+    @property
+    def limit_s(self) -> float:
+        """Longest wait for a member of the group."""
+        return self._group.limit_s
 
     @property
     def sent(self) -> list[Bucket]:
@@ -69,7 +72,6 @@ class SentStream:
         if self._open:
             self._open = False
             self._say(abort={"why": "the trainer gave it up"})
-        self._under_way = None
 
     def forget(self) -> None:
         """What was said, once every worker has answered."""
@@ -88,21 +90,17 @@ class SentStream:
             room.copy_(tensors[name])
         # Said first: NCCL connects at the first collective, which returns only when all members have called it.
         self._say(bucket={"tensors": entries, "size_bytes": bucket.size_bytes, "checksum": bucket.checksum})
-        self._under_way = self._group.broadcast(payload), payload
+        self._group.broadcast(payload)
 
     def _wait(self) -> None:
-        if self._under_way is None:
-            return
-        work, _ = self._under_way
         pause = _FIRST_LOOK_S
         deadline = time.monotonic() + self._group.limit_s
-        while not work.is_completed() and time.monotonic() < deadline:
+        while not self._group.idle and time.monotonic() < deadline:
             self._attend()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_LOOK_S)
-        self._group.wait(work)
+        self._group.wait()
         self._attend()
-        self._under_way = None
 
     def _say(self, **entry: Mapping[str, Any]) -> None:
         key = _entry(len(self._said))
@@ -169,7 +167,8 @@ class ReceivedStream:
         entries = entry["tensors"]
         payload = torch.empty(_layout(entries)[1], dtype=torch.uint8, device=self._group.device)
         try:
-            self._group.wait(self._group.broadcast(payload))
+            self._group.broadcast(payload)
+            self._group.wait()
         except RuntimeError as error:
             raise PublicationError(
                 f"weights: bucket {self._received} from the trainer at {self._group.host} did not arrive at member "

@@ -30,6 +30,8 @@ class EngineDesk:
         self._settings = settings
         self._running: set[str] = set()
         self._idle = asyncio.Condition()
+        self._reloading = asyncio.Lock()
+        """A publication that its trainer gave up may still be at its end when the next one comes."""
         self._numbers = itertools.count()
         self.on_shutdown: Callable[[], None] = lambda: None
         self.version: int | None = None if settings.load_format == "dummy" else 0
@@ -165,14 +167,13 @@ class EngineDesk:
         Raises:
             Refused: one of them cannot.
         """
-        self.group = ""
-        self._accepted(await self._llm.collective_rpc("join_group", args=(dict(invitation),)))
-        self.group = str(invitation["token"])
+        async with self._reloading:
+            self.group = ""
+            self._accepted(await self._llm.collective_rpc("join_group", args=(dict(invitation),)))
+            self.group = str(invitation["token"])
         return {"group": self.group}
 
-    async def take_weights(
-        self, source: Mapping[str, str], version: int, *, projector_only: bool
-    ) -> dict[str, Any]:
+    async def take_weights(self, source: Mapping[str, str], version: int, *, projector_only: bool) -> dict[str, Any]:
         """Load a publication while nothing runs; forget what was cached of the old weights.
 
         `source` is {manifest: path} or {group: token} (ServedWorker.receive_weights).
@@ -184,20 +185,23 @@ class EngineDesk:
             raise Refused("this engine has no weights yet: a projector alone is not enough")
         if source.get("group", self.group) != self.group:
             raise Refused(f"this engine is not in the group {source['group']} that weights are broadcast in")
-        await self._llm.pause_generation(mode="wait", clear_cache=True)
-        self.version = None
-        try:
-            answers = await self._llm.collective_rpc("receive_weights", args=(dict(source), version, projector_only))
-        except Exception as error:
-            raise Refused(str(error)) from error
-        finally:
-            await self._llm.resume_generation()
-        seen = self._accepted(answers)
-        if not await self._llm.reset_prefix_cache():
-            raise Refused("vLLM did not reset its prefix cache, so old hidden states could be read")
-        if set(seen) != {version}:
-            raise Refused(f"workers hold the weights of version {seen}, published was {version}")
-        self.version = version
+        async with self._reloading:
+            await self._llm.pause_generation(mode="wait", clear_cache=True)
+            self.version = None
+            try:
+                answers = await self._llm.collective_rpc(
+                    "receive_weights", args=(dict(source), version, projector_only)
+                )
+            except Exception as error:
+                raise Refused(str(error)) from error
+            finally:
+                await self._llm.resume_generation()
+            seen = self._accepted(answers)
+            if not await self._llm.reset_prefix_cache():
+                raise Refused("vLLM did not reset its prefix cache, so old hidden states could be read")
+            if set(seen) != {version}:
+                raise Refused(f"workers hold the weights of version {seen}, published was {version}")
+            self.version = version
         return {"version": version, "workers": len(seen)}
 
     def _accepted(self, answers: Sequence[Any]) -> Sequence[Any]:

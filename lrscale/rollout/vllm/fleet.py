@@ -35,6 +35,11 @@ class Requests:
         return not self._waiting
 
     @property
+    def waiting(self) -> list[str]:
+        """Addresses of those that have not answered."""
+        return sorted(self._waiting)
+
+    @property
     def failure(self) -> EngineError | None:
         """Of an engine that has refused, failed or gone, while others may still be at work."""
         return next(iter(self._failures.values()), None)
@@ -156,7 +161,7 @@ class Fleet:
 
     def ask(self, urls: Sequence[str], path: str, body: dict[str, Any], *, timeout_s: float) -> Requests:
         """The same request to several engines at a time; returns at once."""
-        return Requests({url: body for url in urls}, path, timeout_s=timeout_s)
+        return Requests(dict.fromkeys(urls, body), path, timeout_s=timeout_s)
 
     def tell(self, urls: Sequence[str], path: str, body: dict[str, Any], *, timeout_s: float) -> list[Any]:
         """`ask`, and wait for the answers; EngineError where one of them does not obey."""

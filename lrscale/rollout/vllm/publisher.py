@@ -66,8 +66,9 @@ class Publisher:
         self._policy = policy
         self._parameters = parameters
         self._peers = peers
-        self._fleet = fleet
+        self.fleet = fleet
         self._delivery = delivery
+        self.transport = delivery.transport
         self._latent_token_id = delivery.latent_token_id
         self._tolerance = delivery.probe_tolerance
         self._timeout_s = delivery.timeout_s
@@ -108,44 +109,44 @@ class Publisher:
         """Engines that share the trainer's GPUs give them up. Collective."""
 
         def give_up() -> None:
-            assert self._fleet is not None
-            self._fleet.tell(self._fleet.addresses(), "/sleep", {"level": 2}, timeout_s=self._timeout_s)
+            assert self.fleet is not None
+            self.fleet.tell(self.fleet.addresses(), "/sleep", {"level": 2}, timeout_s=self._timeout_s)
 
         self._peers.on_main(give_up)
 
     def close(self) -> None:
         """End the engines of this process; nothing of them stays in shared memory."""
-        if self._fleet is not None:
-            self._fleet.close()
-        if self._delivery.transport is not None:
-            self._delivery.transport.close()
+        if self.fleet is not None:
+            self.fleet.close()
+        if self.transport is not None:
+            self.transport.close()
         if self._delivery.shared is not None:
             shutil.rmtree(self._delivery.shared, ignore_errors=True)
 
     def _awake(self) -> dict[str, int | None]:
         """Every engine up and ready to take weights: its address and the version it has."""
-        assert self._fleet is not None
-        healthy = self._fleet.ready()
+        assert self.fleet is not None
+        healthy = self.fleet.ready()
         asleep = [url for url, said in healthy.items() if said["state"] == "asleep"]
-        self._fleet.tell(asleep, "/wake", {"tags": ["weights"]}, timeout_s=self._timeout_s)
+        self.fleet.tell(asleep, "/wake", {"tags": ["weights"]}, timeout_s=self._timeout_s)
         return {url: said["version"] for url, said in healthy.items()}
 
     def _send(
         self, parameters: Iterable[tuple[str, Tensor]], urls: list[str], version: int, *, projector_only: bool
     ) -> None:
-        transport = self._delivery.transport
+        transport = self.transport
         begin: Callable[[], Transfer] | None = None
         if transport is not None:
             begin = partial(transport.begin, urls, version=version, projector_only=projector_only)
         with publication(parameters, begin, tick=self._peers.tick) as sent:
 
             def deliver() -> None:
-                assert self._fleet is not None and sent is not None
+                assert self.fleet is not None and sent is not None
                 try:
                     if isinstance(sent, Exception):
                         raise sent
                     sent.finish()
-                    self._fleet.tell(urls, "/wake", {"tags": ["kv_cache"]}, timeout_s=self._timeout_s)
+                    self.fleet.tell(urls, "/wake", {"tags": ["kv_cache"]}, timeout_s=self._timeout_s)
                 except EngineError as error:
                     raise PublicationError(f"weights of version {version} were not taken over: {error}") from error
 

@@ -187,6 +187,7 @@ class _ByBroadcast:
         self._what = what
         self._leave = leave
         self._whole = False
+        self._torn = False
 
     def add(self, name: str, tensor: Tensor) -> None:
         self._explained(lambda: self._stream.add(name, tensor))
@@ -196,10 +197,17 @@ class _ByBroadcast:
 
     def finish(self) -> None:
         self._explained(self._stream.finish)
+        limit_s = self._stream.limit_s
+        started = time.monotonic()
         while not self._requests.done:
             self._attend()
+            if time.monotonic() - started > limit_s:
+                silent = ", ".join(self._requests.waiting)
+                raise PublicationError(
+                    f"weights by broadcast: {self._what}: all is sent, but {silent} gave no answer in {limit_s:g} s"
+                )
             time.sleep(_LOOK_S)
-        self._requests.answers()
+        self._attend()
         self._stream.forget()
         self._whole = True
 
@@ -209,9 +217,9 @@ class _ByBroadcast:
             return
         self._stream.drop()
         started = time.monotonic()
-        while not self._requests.done and time.monotonic() - started < _GIVE_UP_S:
+        while not (self._torn or self._requests.done) and time.monotonic() - started < _GIVE_UP_S:
             time.sleep(_LOOK_S)
-        self._leave()
+        self._leave()  # which ends the wait of workers in a collective that cannot come about
 
     def _explained(self, work: Callable[[], Any]) -> None:
         """What the backend says of a broken connection names neither end."""
@@ -220,6 +228,7 @@ class _ByBroadcast:
         except PublicationError:
             raise
         except RuntimeError as error:
+            self._torn = True
             why = self._requests.failure or str(error).split("\n", 1)[0]
             raise PublicationError(f"weights by broadcast: {self._what}: {why}") from error
 

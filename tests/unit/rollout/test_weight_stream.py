@@ -147,6 +147,7 @@ def test_nobody_waits_for_ever():
             stream.add("big", big)
             stream.finish()
         stream.drop()
+        main.close()
         with pytest.raises(PublicationError, match=main.host):
             arrivals[0].result(60)
     meeting = Meeting([("127.0.0.1", 9), ("127.0.0.1", 8)], 1, CPU, 5)
