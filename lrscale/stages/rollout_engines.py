@@ -159,7 +159,6 @@ def weight_transport(
         workers=config.tensor_parallel,
         limit_s=recipe.parallel.stall_limit_s / 2,
         timeout_s=config.start_timeout_s,
-        tick=engine.lockstep.tick,
     )
 
 

@@ -262,7 +262,8 @@ def test_abort_and_drain(running: Running):
 
 def test_an_engine_killed_in_mid_step_is_replaced_and_loses_nothing(running: Running):
     """Locks out missing and doubled samples, and an engine that comes back with the weights it was started with,
-    or outside of the group that weights are broadcast in."""
+    or outside of the group that weights are broadcast in; and a trainer that waits for what a dead engine was asked.
+    """
     scaled(running, 1.03, projector=False)
     running.rollouts.publisher.transport = running.broadcast
     running.rollouts.load_weights(running.engine.full_parameters(), version=5)
@@ -276,6 +277,8 @@ def test_an_engine_killed_in_mid_step_is_replaced_and_loses_nothing(running: Run
         if not killed:
             killed = running.url
             running.core().kill()
+            with pytest.raises(EngineError, match="^(?!.*no answer within)"):
+                ask(killed, "/latents", {"requests": ["of a dead engine"]}, timeout_s=60)
     assert Counter(seen) == Counter(range(len(prompts)))
     assert running.url != killed and running.rollouts.retried
     assert any("starts anew" in line for line in running.said)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from lrscale.rollout.vllm.settings import EngineSettings
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
+
+_LOOK_S = 0.5
 
 
 class Refused(Exception):
@@ -169,7 +171,7 @@ class EngineDesk:
         """
         async with self._reloading:
             self.group = ""
-            self._accepted(await self._llm.collective_rpc("join_group", args=(dict(invitation),)))
+            self._accepted(await self._answer(self._llm.collective_rpc("join_group", args=(dict(invitation),))))
             self.group = str(invitation["token"])
         return {"group": self.group}
 
@@ -186,18 +188,18 @@ class EngineDesk:
         if source.get("group", self.group) != self.group:
             raise Refused(f"this engine is not in the group {source['group']} that weights are broadcast in")
         async with self._reloading:
-            await self._llm.pause_generation(mode="wait", clear_cache=True)
+            await self._answer(self._llm.pause_generation(mode="wait", clear_cache=True))
             self.version = None
             try:
-                answers = await self._llm.collective_rpc(
-                    "receive_weights", args=(dict(source), version, projector_only)
+                answers = await self._answer(
+                    self._llm.collective_rpc("receive_weights", args=(dict(source), version, projector_only))
                 )
             except Exception as error:
                 raise Refused(str(error)) from error
             finally:
-                await self._llm.resume_generation()
+                await self._answer(self._llm.resume_generation())
             seen = self._accepted(answers)
-            if not await self._llm.reset_prefix_cache():
+            if not await self._answer(self._llm.reset_prefix_cache()):
                 raise Refused("vLLM did not reset its prefix cache, so old hidden states could be read")
             if set(seen) != {version}:
                 raise Refused(f"workers hold the weights of version {seen}, published was {version}")
@@ -215,13 +217,13 @@ class EngineDesk:
         """Rename the weights that are there: nothing has changed since."""
         if self.version is None:
             raise Refused("this engine has no weights yet")
-        await self._llm.collective_rpc("name_version", args=(version,))
+        await self._answer(self._llm.collective_rpc("name_version", args=(version,)))
         self.version = version
         return {"version": version}
 
     async def take_latents(self, requests: Sequence[str]) -> bytes:
         """Latents of finished requests as safetensors, by request."""
-        paths = await self._llm.collective_rpc("take_latents", args=(list(requests),))
+        paths = await self._answer(self._llm.collective_rpc("take_latents", args=(list(requests),)))
         path = Path(next(path for path in paths if path))
         try:
             return path.read_bytes()
@@ -244,7 +246,7 @@ class EngineDesk:
         """Give the GPU's memory away; False on a CPU, where vLLM has nothing to give."""
         if not self._llm.model_config.enable_sleep_mode:
             return False
-        await self._llm.sleep(level)
+        await self._answer(self._llm.sleep(level))
         self.asleep = frozenset(("weights", "kv_cache"))
         if level > 1:
             self.version = None
@@ -252,12 +254,21 @@ class EngineDesk:
 
     async def wake(self, tags: Sequence[str]) -> None:
         if self.asleep:
-            await self._llm.wake_up(list(tags) or None)
+            await self._answer(self._llm.wake_up(list(tags) or None))
             self.asleep = self.asleep - set(tags) if tags else frozenset()
 
     def resume(self) -> None:
         """After a drain."""
         self.draining = False
+
+    async def _answer(self, asked: Awaitable[Any]) -> Any:
+        """vLLM leaves for ever unanswered what was asked of an engine process that died then. Refused instead."""
+        task = asyncio.ensure_future(asked)
+        while not (await asyncio.wait((task,), timeout=_LOOK_S))[0]:
+            if self._llm.errored:
+                task.cancel()
+                raise Refused("vLLM's engine process has died")
+        return task.result()
 
     def close(self) -> None:
         self._llm.shutdown()

@@ -79,7 +79,7 @@ class Fleet:
         self._owned = list(owned)
         self._start_timeout_s = start_timeout_s
         self._say = say
-        self._tick = tick
+        self.tick = tick
         self.restarts = 0
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class Fleet:
                 said_at = now
                 doing = next((f": {engine.doing()}" for engine in self._owned if engine.url is None), "")
                 self._say(f"rollout engines: {len(healthy)} of {self._count} ready after {now - started:.0f} s{doing}")
-            self._tick()
+            self.tick()
             time.sleep(_LOOK_S)
 
     def _restart_dead(self) -> None:
@@ -167,6 +167,6 @@ class Fleet:
         """`ask`, and wait for the answers; EngineError where one of them does not obey."""
         requests = self.ask(urls, path, body, timeout_s=timeout_s)
         while not requests.done:
-            self._tick()
+            self.tick()
             time.sleep(0.01)
         return requests.answers()

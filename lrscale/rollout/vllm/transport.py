@@ -96,7 +96,6 @@ class Broadcast:
         workers: int,
         limit_s: float,
         timeout_s: float,
-        tick: Callable[[], None] = lambda: None,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         """`workers` of each engine; `limit_s` for a bucket, `timeout_s` for a publication. `device` is the trainer's."""
@@ -105,7 +104,6 @@ class Broadcast:
         self._workers = workers
         self._limit_s = limit_s
         self._timeout_s = timeout_s
-        self._tick = tick
         self._bucket_bytes = bucket_bytes
         self._group: WeightGroup | None = None
         self._members: list[str] = []
@@ -165,7 +163,7 @@ class Broadcast:
 
     def _attendant(self, requests: Requests, what: str) -> Callable[[], None]:
         def attend() -> None:
-            self._tick()
+            self._fleet.tick()
             if requests.failure is not None:
                 raise PublicationError(f"weights by broadcast: {what}: {requests.failure}")
 
