@@ -277,7 +277,7 @@ def test_an_engine_killed_in_mid_step_is_replaced_and_loses_nothing(running: Run
         if not killed:
             killed = running.url
             running.core().kill()
-            with pytest.raises(EngineError, match="^(?!.*no answer within)"):
+            with pytest.raises(EngineError, match=r"^(?!.*no answer within)"):
                 ask(killed, "/latents", {"requests": ["of a dead engine"]}, timeout_s=60)
     assert Counter(seen) == Counter(range(len(prompts)))
     assert running.url != killed and running.rollouts.retried
