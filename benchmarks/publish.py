@@ -1,10 +1,12 @@
-"""What it costs to hand weights to a rollout engine: buckets against one parameter at a time, projector against all.
+"""What it costs to hand weights to a rollout engine: buckets in files, broadcast, one by one; projector against all.
 
     python -m benchmarks.publish [--rounds N]
 
 For policies of about 1, 25 and 120 million parameters, on this machine's CPU. A message is one file and one request:
 the publication is written, announced, checked and read as an engine's worker does it, into tensors that stand for
-the engine's weights; vLLM's own loading comes on top and is the same for both ways. Medians of N rounds, ways by turns.
+the engine's weights; vLLM's own loading comes on top and is the same for all ways. Broadcast is by gloo between two
+threads of one machine: what it saves in files it pays in copies; between nodes the network decides. Medians of N rounds,
+ways by turns.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,12 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from lrscale.keeper import SHARED_MEMORY
 from lrscale.rollout.vllm.client import ask
-from lrscale.rollout.weights import Manifest, check_publication, publication, read_publication
+from lrscale.rollout.weight_files import Manifest, ReadFiles, WrittenFiles
+from lrscale.rollout.weight_group import Meeting, WeightGroup
+from lrscale.rollout.weight_stream import ReceivedStream, SentStream
+from lrscale.rollout.weights import Incoming
 
+CPU = torch.device("cpu")
 SIZES = {"tiny": (128, 4, 512), "25M": (384, 8, 8192), "120M": (768, 12, 16384)}
 """Width, layers, vocabulary."""
 PROJECTOR_BLOCKS = 3
@@ -55,12 +62,26 @@ class Receiver:
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        meeting = Meeting([("127.0.0.1", self.server.server_address[1])], 1, CPU, 600)
+        with ThreadPoolExecutor(1) as threads:
+            joining = threads.submit(WeightGroup.join, meeting.invitation("benchmark", 0), 0, CPU)
+            while meeting.absent("benchmark"):
+                time.sleep(0.001)
+            self.sender = meeting.join("benchmark")
+            self.member = joining.result()
 
     def receive(self, path: Path) -> None:
-        manifest = Manifest.read(path)
-        check_publication(manifest, path.parent)
-        for name, tensor in read_publication(manifest, path.parent):
+        self.load(ReadFiles(path))
+
+    def forget(self) -> None:
+        for tensor in self.held.values():
+            tensor.fill_(torch.nan)
+
+    def load(self, incoming: Incoming) -> None:
+        incoming.expect(1, projector_only=False)
+        for name, tensor in incoming.tensors():
             self.held[name].copy_(tensor)
+        incoming.finish()
 
 
 def weights_of(width: int, layers: int, vocabulary: int) -> dict[str, Tensor]:
@@ -79,12 +100,29 @@ def weights_of(width: int, layers: int, vocabulary: int) -> dict[str, Tensor]:
 
 
 def publish(receiver: Receiver, parameters: Iterable[tuple[str, Tensor]], folder: Path) -> int:
-    """One publication; the messages it took."""
-    with publication(parameters, folder, version=1) as path:
-        if not isinstance(path, Path):
-            raise SystemExit(f"no publication: {path}")
+    """One publication in files; the messages it took."""
+    files = WrittenFiles(folder, version=1)
+    try:
+        for name, tensor in parameters:
+            files.add(name, tensor)
+        path = files.finish()
         ask(receiver.url, "/weights", {"manifest": str(path)}, timeout_s=600)
         return len(Manifest.read(path).buckets)
+    finally:
+        files.drop()
+
+
+def broadcast(receiver: Receiver, parameters: Iterable[tuple[str, Tensor]]) -> int:
+    """One publication by broadcast; the messages it took."""
+    with ThreadPoolExecutor(1) as threads:
+        loading = threads.submit(receiver.load, ReceivedStream(receiver.member))
+        stream = SentStream(receiver.sender, version=1)
+        for name, tensor in parameters:
+            stream.add(name, tensor)
+        stream.finish()
+        loading.result()
+    stream.forget()
+    return len(stream.sent)
 
 
 def one_by_one(receiver: Receiver, weights: dict[str, Tensor], folder: Path) -> int:
@@ -99,16 +137,19 @@ def measure(weights: dict[str, Tensor], folder: Path, rounds: int) -> Iterator[t
         "buckets": lambda: publish(receiver, weights.items(), folder),
         "one by one": lambda: one_by_one(receiver, weights, folder),
         "projector": lambda: publish(receiver, projector.items(), folder),
+        "broadcast": lambda: broadcast(receiver, weights.items()),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     messages: dict[str, int] = {}
     for _ in range(rounds + 1):
         for name, run in ways.items():
+            receiver.forget()
             started = time.perf_counter()
             messages[name] = run()
             seconds[name].append(time.perf_counter() - started)
-    if not all(torch.equal(receiver.held[name], tensor) for name, tensor in weights.items()):
-        raise SystemExit("the weights did not arrive")
+            expected = projector if name == "projector" else weights
+            if not all(torch.equal(receiver.held[key], tensor) for key, tensor in expected.items()):
+                raise SystemExit(f"{name}: the weights did not arrive")
     receiver.server.shutdown()
     for name in ways:
         yield name, statistics.median(seconds[name][1:]), messages[name]  # the first round warms up
@@ -119,8 +160,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    print("| policy | MB | buckets | one by one | ratio | projector alone | its share of bytes | of time |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| policy | MB | buckets | broadcast | one by one | ratio | projector alone | its share of bytes | of time |")
+    print("|---|---|---|---|---|---|---|---|---|")
     root = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     for name, dimensions in SIZES.items():
         weights = weights_of(*dimensions)
@@ -128,10 +169,10 @@ def main() -> None:
         part = sum(tensor.nbytes for key, tensor in weights.items() if key.startswith("reasoning_projector."))
         with tempfile.TemporaryDirectory(dir=root, prefix="lrscale-benchmark-") as folder:
             found = {way: (s, n) for way, s, n in measure(weights, Path(folder) / "weights", rounds)}
-        (whole_s, whole_n), (single_s, single_n), (own_s, _) = (found[way] for way in found)
+        (whole_s, whole_n), (single_s, single_n), (own_s, _), (broadcast_s, _) = (found[way] for way in found)
         count = sum(tensor.numel() for tensor in weights.values()) / 1e6
         print(
-            f"| {name} ({count:.1f} M) | {size / 1e6:.0f} | {whole_s:.3f} s, {whole_n} messages | {single_s:.3f} s, "
+            f"| {name} ({count:.1f} M) | {size / 1e6:.0f} | {whole_s:.3f} s, {whole_n} messages | {broadcast_s:.3f} s | {single_s:.3f} s, "
             f"{single_n} messages | {single_s / whole_s:.1f} | {own_s:.3f} s | {part / size:.0%} | {own_s / whole_s:.0%} |",
             flush=True,
         )

@@ -196,11 +196,6 @@ def _vllm(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.model.dtype == "float64":
         message = "model.dtype float64 does not go with rollout.kind vllm, which computes in float32 at most"
         yield Conflict(("model", "dtype"), message, "give float32 or bfloat16, or rollout.kind: local")
-    if rollout.transport == "broadcast":
-        message = "rollout.transport broadcast is not there yet: weights reach engines by files in shared memory"
-        yield Conflict(
-            ("rollout", "transport"), message, "give transport: files, with all engines on the trainer's node"
-        )
 
 
 def _vllm_modes(recipe: Recipe, rollout: VllmRolloutConfig) -> Iterator[Conflict]:
@@ -223,6 +218,12 @@ def _vllm_placement(recipe: Recipe, rollout: VllmRolloutConfig) -> Iterator[Conf
     if rollout.placement == "colocated" and nodes > 1:
         message = f"rollout.placement colocated starts engines on the main rank's node, but cluster.nodes is {nodes}"
         yield Conflict(("rollout", "placement"), message, "give placement: separate, with a role of cluster.split")
+    if rollout.transport == "broadcast" and rollout.placement == "colocated" and recipe.model.device == "cuda":
+        message = (
+            "rollout.transport broadcast does not go with rollout.placement colocated on GPUs: engines have the "
+            "trainer's own ones, and NCCL takes no GPU twice into a group"
+        )
+        yield Conflict(("rollout", "transport"), message, "give transport: files, or placement: separate")
     gpus = rollout.engines * rollout.tensor_parallel
     if rollout.placement == "colocated" and recipe.model.device == "cuda" and gpus > recipe.cluster.gpus_per_node:
         message = (

@@ -54,7 +54,9 @@ class VllmRolloutConfig(Sampling):
     trainer's."""
     transport: Literal["files", "broadcast"] = "files"
     """How weights reach the engines. `files`: through shared memory, or through the run directory's file system where
-    engines are `separate`; `broadcast`, over the network between ranks and engines, is refused for now."""
+    engines are `separate`. `broadcast`: over the network, from the main rank to all engines at once (NCCL between GPUs,
+    gloo between CPUs); a bucket that takes longer than half of parallel.stall_limit_s ends the run. Not on GPUs that
+    trainer and engines share."""
     other_modes: Literal["refuse", "local"] = "refuse"
     """What vLLM has no mode for (explicit traces; arms other than latent): `local` leaves it to the trainer itself."""
     probe_tolerance: PositiveFloat | None = None

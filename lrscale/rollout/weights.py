@@ -1,30 +1,24 @@
 """Publication: the trained weights on their way from the trainer to rollout engines.
 
-    full_parameters() --> buckets with checksums --> manifest --> each engine checks, loads, echoes the version
-    (gathered, collective)   (the main rank)                      --> probe: log-probs of fixed prompts, compared
+    full_parameters() --> buckets with checksums --> a transport --> each engine checks, loads, echoes the version
+    (gathered, collective)   (the main rank)                         --> probe: log-probs of fixed prompts, compared
 
-A publication is a folder in shared memory: safetensors files and manifest.json. It is removed as soon as the engines
-have read it, whatever comes of it. The iterator of parameters is taken to its end on every rank, here and nowhere
-else, so nobody but this file decides how long a gathered tensor lives.
+A transport carries the buckets: as files (lrscale.rollout.weight_files) or by a collective with the engines' workers
+(lrscale.rollout.weight_stream). What a worker is told and checks is the same for both. The iterator of parameters is
+taken to its end on every rank, here and nowhere else, so nobody but this file decides how long a gathered tensor lives.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 BUCKET_BYTES = 256 * 2**20
-MANIFEST = "manifest.json"
 _STRIDE = 1 << 22
 """Words that are summed at a time, 32 MiB."""
 _MASK = (1 << 63) - 1
@@ -36,44 +30,71 @@ class PublicationError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A file of a publication."""
+    """Some tensors of a publication, which travel together."""
 
-    file: str
+    number: int
     tensors: tuple[str, ...]
+    """Names, sorted."""
     size_bytes: int
     checksum: int
+    """Of the tensors in that order."""
 
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a publication consists of."""
-
-    version: int
-    projector_only: bool
-    buckets: tuple[Bucket, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(bucket.size_bytes for bucket in self.buckets)
-
-    def write(self, folder: Path) -> Path:
-        """Written last: a folder without it is no publication."""
-        path = folder / MANIFEST
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        return path
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Raises PublicationError where there is none, or it is none of ours."""
-        try:
-            entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            buckets = tuple(
-                Bucket(str(one["file"]), tuple(one["tensors"]), int(one["size_bytes"]), int(one["checksum"]))
-                for one in entry["buckets"]
+    def check(self, tensors: Iterable[Tensor]) -> None:
+        """Raises PublicationError where these are not the bytes that the trainer sent."""
+        found = checksum(tensors)
+        if found != self.checksum:
+            raise PublicationError(
+                f"weights: bucket {self.number} ({len(self.tensors)} tensors, {self.tensors[0]} first) arrived damaged: "
+                f"checksum {found:016x}, the trainer's is {self.checksum:016x}"
             )
-            return cls(int(entry["version"]), bool(entry["projector_only"]), buckets)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PublicationError(f"{path} is no manifest of weights: {error!r}") from error
+
+
+class Transfer(Protocol):
+    """A publication under way, seen from the rank that sends."""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Takes a copy: the tensor may be gone after the call."""
+        ...
+
+    def finish(self) -> Any:
+        """All tensors were added."""
+        ...
+
+    def drop(self) -> None:
+        """It is over, whatever came of it: nothing of it stays."""
+        ...
+
+
+class Incoming(Protocol):
+    """A publication seen from a worker that loads it."""
+
+    def expect(self, version: int, *, projector_only: bool) -> None:
+        """Raises PublicationError where it is another one than announced, or is known to be damaged."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor under its name in the trainer, a bucket in memory at a time, checked before it is handed out.
+
+        Raises:
+            PublicationError: a bucket is missing or is not what the trainer sent.
+        """
+        ...
+
+    def finish(self) -> None:
+        """All of it was loaded. Raises PublicationError where there was more."""
+        ...
+
+    def refuse(self, words: str) -> None:
+        """It cannot be loaded: let nobody wait for this worker."""
+        ...
+
+
+Sent = TypeVar("Sent", bound=Transfer)
+
+
+def named(version: int, *, projector_only: bool) -> str:
+    """A publication for people."""
+    return f"version {version}{' of the projector' if projector_only else ''}"
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
@@ -104,116 +125,70 @@ def _mixed(total: int, part: int) -> int:
     return (total * 0x9E3779B97F4A7C15 + part) & _MASK
 
 
-class BucketWriter:
-    """Collects tensors into safetensors files of about `bucket_bytes`."""
+class Buckets:
+    """Collects tensors into buckets of about `bucket_bytes` and hands each to `send`."""
 
-    def __init__(self, folder: Path, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        send: Callable[[Bucket, dict[str, Tensor]], None],
+        *,
+        device: torch.device | str = "cpu",
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        self._send = send
+        self._device = device
         self._limit = bucket_bytes
         self._tensors: dict[str, Tensor] = {}
         self._bytes = 0
-        self._buckets: list[Bucket] = []
+        self.sent: list[Bucket] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Takes a copy: the tensor may be gone after the call."""
         if self._tensors and self._bytes + tensor.nbytes > self._limit:
-            self._flush()
-        self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            self.flush()
+        self._tensors[name] = tensor.detach().to(self._device, copy=True).contiguous()
         self._bytes += tensor.nbytes
 
-    def finish(self, version: int, *, projector_only: bool) -> Path:
-        """Write what is left; the path of the manifest."""
-        if self._tensors:
-            self._flush()
-        return Manifest(version, projector_only, tuple(self._buckets)).write(self._folder)
-
-    def _flush(self) -> None:
-        file = f"bucket-{len(self._buckets):05d}.safetensors"
-        save_file(self._tensors, self._folder / file)
-        names = tuple(sorted(self._tensors))
-        self._buckets.append(Bucket(file, names, self._bytes, checksum(self._tensors[name] for name in names)))
+    def flush(self) -> None:
+        """Send what is left."""
+        if not self._tensors:
+            return
+        tensors = dict(sorted(self._tensors.items()))
+        bucket = Bucket(len(self.sent), tuple(tensors), self._bytes, checksum(tensors.values()))
         self._tensors, self._bytes = {}, 0
-
-
-def read_publication(manifest: Manifest, folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its name in the trainer, a bucket in memory at a time.
-
-    Raises:
-        PublicationError: a bucket is missing or is not what the trainer wrote. `check_publication` looks at all of
-            them before the first one is used.
-    """
-    for bucket in manifest.buckets:
-        yield from _checked(bucket, folder).items()
-
-
-def check_publication(manifest: Manifest, folder: Path) -> None:
-    """Read every bucket once. PublicationError where one is damaged."""
-    for bucket in manifest.buckets:
-        _checked(bucket, folder)
-
-
-def _checked(bucket: Bucket, folder: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(folder / bucket.file, framework="pt") as opened:
-            names = tuple(sorted(opened.keys()))
-            tensors = {name: opened.get_tensor(name) for name in names}
-    except Exception as error:  # safetensors raises its own kind for a damaged header
-        raise PublicationError(f"weights: {bucket.file} cannot be read: {error}") from error
-    if names != bucket.tensors:
-        raise PublicationError(f"weights: {bucket.file} holds other tensors than its manifest says")
-    found = checksum(tensors.values())
-    if found != bucket.checksum:
-        raise PublicationError(
-            f"weights: {bucket.file} ({len(names)} tensors, {names[0]} first) arrived damaged: "
-            f"checksum {found:016x}, the trainer's is {bucket.checksum:016x}"
-        )
-    return tensors
+        self._send(bucket, tensors)
+        self.sent.append(bucket)
 
 
 @contextmanager
 def publication(
     parameters: Iterable[tuple[str, Tensor]],
-    folder: Path | None,
+    begin: Callable[[], Sent] | None,
     *,
-    version: int,
-    projector_only: bool = False,
     tick: Callable[[], None] = lambda: None,
-) -> Iterator[Path | OSError | None]:
-    """Write the parameters to `folder` for the time of the block.
+) -> Iterator[Sent | Exception | None]:
+    """Add the parameters to the transfer that `begin` makes, which lasts as long as the block.
 
     Every rank calls it, and takes `parameters` to their end, since each tensor is gathered from all of them; the rank
-    that has a `folder` writes. It is given the manifest's path, or what kept it from being written: then the block has
-    to tell the other ranks. Afterwards the folder is gone.
+    that has a way to `begin` sends. It is given the transfer, still to be finished, or what kept it from being sent:
+    then the block has to tell the other ranks.
     """
-    failure: OSError | None = None
-    manifest: Path | None = None
+    transfer: Sent | None = None
+    failure: Exception | None = None
     try:
-        writer = None
-        if folder is not None:
+        if begin is not None:
             try:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True, mode=0o700)
-                writer = BucketWriter(folder)
-            except OSError as error:
+                transfer = begin()
+            except (OSError, RuntimeError) as error:
                 failure = error
         for name, tensor in parameters:
             tick()
-            if writer is not None and failure is None:
+            if transfer is not None and failure is None:
                 try:
-                    writer.add(name, tensor)
+                    transfer.add(name, tensor)
                 except (OSError, RuntimeError) as error:
-                    failure = _as_os_error(error, folder)
-        if writer is not None and failure is None:
-            try:
-                manifest = writer.finish(version, projector_only=projector_only)
-            except (OSError, RuntimeError) as error:
-                failure = _as_os_error(error, folder)
-        yield failure or manifest
+                    failure = error
+        yield failure or transfer
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _as_os_error(error: Exception, folder: Path | None) -> OSError:
-    """Shared memory that is full reads differently from library to library."""
-    return error if isinstance(error, OSError) else OSError(f"{folder}: {error}")
+        if transfer is not None:
+            transfer.drop()

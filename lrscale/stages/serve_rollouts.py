@@ -71,16 +71,26 @@ def serve(recipe: Recipe, config: VllmRolloutConfig, run_dir: Path, host: str) -
         if time.monotonic() - started > config.start_timeout_s:
             raise EngineError(f"the trainer has not laid down {served_folder(run_dir)} within rollout.start_timeout_s")
         time.sleep(_LOOK_S)
+    while True:
+        serve_attempt(recipe, config, run_dir, host)
+        _say("the run was started anew: so are its engines")
+
+
+def serve_attempt(recipe: Recipe, config: VllmRolloutConfig, run_dir: Path, host: str) -> None:
+    """Engines of the run's newest attempt, until there is a newer one: its trainer looks for their addresses there."""
     shared = new_shared_folder()
     settings = replace(engine_settings(recipe, config, run_dir, shared), host=host)
-    folder, variables = engines_folder(run_dir), engine_variables(recipe, config)
+    folder, variables = engines_folder(run_dir).resolve(), engine_variables(recipe, config)
     names = [f"{node_name()}-{index}" for index in range(engines_here(recipe, config))]
     owned = [EngineProcess(name, settings, folder, variables) for name in names]
     fleet = Fleet(folder, len(owned), owned, start_timeout_s=config.start_timeout_s, say=_say)
     fleet.start()
+    up: list[str] = []
     try:
-        while True:
-            fleet.ready()
+        while engines_folder(run_dir).resolve() == folder:
+            if (now := sorted(fleet.ready())) != up:
+                up = now
+                _say(f"rollout engines of this node: {', '.join(up)}")
             time.sleep(_LOOK_S)
     finally:
         fleet.close()

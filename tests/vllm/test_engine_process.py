@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,13 @@ from lrscale.config.optimisation import OptimisationConfig
 from lrscale.config.recipe import Recipe
 from lrscale.parallel.ranks import Ranks
 from lrscale.parallel.single import SingleEngine
+from lrscale.rollout import weights
 from lrscale.rollout.engine import SamplingPlan
-from lrscale.rollout.vllm.client import EngineError, ask, health
+from lrscale.rollout.vllm.client import EngineError, ask, health, probe
 from lrscale.rollout.vllm.engine import VllmRollouts
-from lrscale.rollout.weights import Manifest, PublicationError, publication
+from lrscale.rollout.vllm.transport import Broadcast, Transport
+from lrscale.rollout.weight_files import Manifest, WrittenFiles, bucket_path
+from lrscale.rollout.weights import PublicationError
 from lrscale.stages.rollout_engines import vllm_rollouts
 from tests.vllm.talkative_models import talkative_policy
 
@@ -49,6 +51,8 @@ class Running:
 
     engine: SingleEngine
     rollouts: VllmRollouts
+    broadcast: Broadcast
+    """Beside the files that `rollouts` publishes by."""
     said: list[str]
 
     @property
@@ -61,6 +65,19 @@ class Running:
         return [
             [*policy.encode(f"row {i} "), *policy.marker_ids(1 + i % 3), *policy.encode("ab")] for i in range(PROMPTS)
         ]
+
+    @contextmanager
+    def publishing_by(self, transport: Transport) -> Iterator[None]:
+        publisher = self.rollouts.publisher
+        own, publisher.transport = publisher.transport, transport
+        try:
+            yield
+        finally:
+            publisher.transport = own
+
+    def core(self) -> psutil.Process:
+        """vLLM's process that has the model."""
+        return next(p for p in self.below() if "EngineCore" in p.name() or "EngineCore" in " ".join(p.cmdline()))
 
     def below(self) -> list[psutil.Process]:
         return psutil.Process().children(recursive=True)
@@ -76,7 +93,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     rollouts = vllm_rollouts(recipe, recipe.rollout, engine, tmp_path_factory.mktemp("run"), said.append)
     try:
         rollouts.load_weights(engine.full_parameters(), version=1)
-        yield Running(engine, rollouts, said)
+        broadcast = Broadcast(
+            rollouts.publisher.fleet, torch.device("cpu"), workers=1, limit_s=60, timeout_s=600, bucket_bytes=1 << 14
+        )
+        yield Running(engine, rollouts, broadcast, said)
+        broadcast.close()
     finally:
         rollouts.close()
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before and p.status() != "zombie"]
@@ -135,16 +156,18 @@ def test_sampling_keeps_to_its_plan(running: Running):
 def test_wrong_weights_stop_the_run(running: Running, tmp_path: Path):
     """Locks out training on samples of weights that nobody trains: damaged, of another version, or other ones."""
     parameters = list(running.engine.full_parameters())
-    with publication(parameters, tmp_path / "v9", version=9) as path:
-        assert isinstance(path, Path)
-        with pytest.raises(EngineError, match="announced were version 8"):
-            ask(running.url, "/weights", {"manifest": str(path), "version": 8}, timeout_s=120)
-        bucket = tmp_path / "v9" / Manifest.read(path).buckets[0].file
-        sound = bytearray(bucket.read_bytes())
-        sound[-5] ^= 1
-        bucket.write_bytes(sound)
-        with pytest.raises(EngineError, match="arrived damaged"):
-            ask(running.url, "/weights", {"manifest": str(path), "version": 9}, timeout_s=120)
+    files = WrittenFiles(tmp_path / "v9", version=9)
+    for name, tensor in parameters:
+        files.add(name, tensor)
+    path = files.finish()
+    with pytest.raises(EngineError, match="announced were version 8"):
+        ask(running.url, "/weights", {"manifest": str(path), "version": 8}, timeout_s=120)
+    bucket = bucket_path(tmp_path / "v9", Manifest.read(path).buckets[0])
+    sound = bytearray(bucket.read_bytes())
+    sound[-5] ^= 1
+    bucket.write_bytes(sound)
+    with pytest.raises(EngineError, match="arrived damaged"):
+        ask(running.url, "/weights", {"manifest": str(path), "version": 9}, timeout_s=120)
     said = health(running.url)
     assert said is not None and (said["state"], said["version"]) == ("without weights", None)
     with pytest.raises(EngineError, match="without weights"):
@@ -158,6 +181,51 @@ def test_wrong_weights_stop_the_run(running: Running, tmp_path: Path):
         running.rollouts.load_weights(others(), version=4)
     running.rollouts.load_weights(running.engine.full_parameters(), version=4)
     assert_as_local(running)
+
+
+def test_a_broadcast_brings_what_files_bring(running: Running, monkeypatch: pytest.MonkeyPatch):
+    """Locks out weights that a broadcast mixes up, a projector that it leaves behind, and half a publication in use.
+
+    A worker that finds damage stops the run, and the next publication is whole.
+    """
+    prompts = [[*prompt, 5, 6, 7] for prompt in running.prompts()]
+    running.rollouts.load_weights(running.engine.full_parameters(), version=20)
+    by_files = probe(running.url, prompts, timeout_s=120)[0]
+    with running.publishing_by(running.broadcast):
+        scaled(running, 1.05, projector=False)
+        running.rollouts.load_weights(running.engine.full_parameters(), version=21)
+        assert probe(running.url, prompts, timeout_s=120) != (by_files, 21)
+        assert_as_local(running)
+        scaled(running, 0.9, projector=True)
+        running.rollouts.load_weights(running.engine.full_parameters("projector"), version=22, projector_only=True)
+        assert_as_local(running)
+        with monkeypatch.context() as patch, pytest.raises(PublicationError, match="arrived damaged") as caught:
+            patch.setattr(weights, "checksum", lambda tensors: 1)
+            running.rollouts.load_weights(running.engine.full_parameters(), version=23)
+        assert running.url in str(caught.value) and "from 127.0.0.1:" in str(caught.value)
+        assert (health(running.url) or {})["state"] == "without weights"
+        running.rollouts.load_weights(running.engine.full_parameters(), version=24)
+        by_broadcast = probe(running.url, prompts, timeout_s=120)[0]
+        assert running.broadcast.groups_formed == 2
+    running.rollouts.load_weights(running.engine.full_parameters(), version=25)
+    assert probe(running.url, prompts, timeout_s=120)[0] == by_broadcast
+
+
+def test_a_broadcast_to_an_engine_that_stands_still_ends(running: Running):
+    """Locks out a trainer that waits for ever, an error that does not say for whom, and an engine lost for good."""
+    impatient = Broadcast(running.rollouts.publisher.fleet, torch.device("cpu"), workers=1, limit_s=3, timeout_s=600)
+    with running.publishing_by(impatient):
+        running.rollouts.load_weights(running.engine.full_parameters(), version=30)
+        core = running.core()
+        core.suspend()
+        try:
+            with pytest.raises(PublicationError, match=running.url):
+                running.rollouts.load_weights(running.engine.full_parameters(), version=31)
+        finally:
+            core.resume()
+    with running.publishing_by(running.broadcast):
+        running.rollouts.load_weights(running.engine.full_parameters(), version=32)
+        assert_as_local(running)
 
 
 def test_abort_and_drain(running: Running):
@@ -193,9 +261,13 @@ def test_abort_and_drain(running: Running):
 
 
 def test_an_engine_killed_in_mid_step_is_replaced_and_loses_nothing(running: Running):
-    """Locks out missing and doubled samples, and an engine that comes back with the weights it was started with."""
+    """Locks out missing and doubled samples, and an engine that comes back with the weights it was started with,
+    or outside of the group that weights are broadcast in; and a trainer that waits for what a dead engine was asked.
+    """
     scaled(running, 1.03, projector=False)
+    running.rollouts.publisher.transport = running.broadcast
     running.rollouts.load_weights(running.engine.full_parameters(), version=5)
+    formed = running.broadcast.groups_formed
     prompts = running.prompts() * 4
     seen: list[int] = []
     killed = ""
@@ -204,9 +276,11 @@ def test_an_engine_killed_in_mid_step_is_replaced_and_loses_nothing(running: Run
         assert rollout.policy_version == 5
         if not killed:
             killed = running.url
-            core = next(p for p in running.below() if "EngineCore" in p.name() or "EngineCore" in " ".join(p.cmdline()))
-            os.kill(core.pid, signal.SIGKILL)
+            running.core().kill()
+            with pytest.raises(EngineError, match=r"^(?!.*no answer within)"):
+                ask(killed, "/latents", {"requests": ["of a dead engine"]}, timeout_s=60)
     assert Counter(seen) == Counter(range(len(prompts)))
     assert running.url != killed and running.rollouts.retried
     assert any("starts anew" in line for line in running.said)
     assert_as_local(running)
+    assert running.broadcast.groups_formed == formed + 1

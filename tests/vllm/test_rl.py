@@ -28,6 +28,7 @@ SETTINGS = (
     "parallel.kind=zero3",
     "parallel.ranks_per_node=2",
     "rollout.kind=vllm",
+    "rollout.transport=broadcast",
     "rollout.max_new_tokens=72",
     "rollout.enforce_eager=true",
     "rollout.batch_rows=16",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from lrscale.rollout.vllm.settings import EngineSettings
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
+
+_LOOK_S = 0.5
 
 
 class Refused(Exception):
@@ -30,10 +32,14 @@ class EngineDesk:
         self._settings = settings
         self._running: set[str] = set()
         self._idle = asyncio.Condition()
+        self._reloading = asyncio.Lock()
+        """A publication that its trainer gave up may still be at its end when the next one comes."""
         self._numbers = itertools.count()
         self.on_shutdown: Callable[[], None] = lambda: None
         self.version: int | None = None if settings.load_format == "dummy" else 0
         """Of the weights; None until the first ones were published."""
+        self.group = ""
+        """Token of the trainer's group for weights that the workers are in."""
         self.draining = False
         self.asleep: frozenset[str] = frozenset()
         self._failure = ""
@@ -69,7 +75,13 @@ class EngineDesk:
         return "ready" if self.version is not None else "without weights"
 
     def health(self) -> dict[str, Any]:
-        return {"state": self.state, "version": self.version, "running": len(self._running), "why": self._failure}
+        return {
+            "state": self.state,
+            "version": self.version,
+            "running": len(self._running),
+            "group": self.group,
+            "why": self._failure,
+        }
 
     async def generate(
         self, rows: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any]
@@ -151,40 +163,67 @@ class EngineDesk:
 
         return await asyncio.gather(*(one(prompt) for prompt in prompts))
 
-    async def take_weights(self, manifest: str, version: int, *, projector_only: bool) -> dict[str, Any]:
+    async def join_group(self, invitation: Mapping[str, Any]) -> dict[str, Any]:
+        """Every worker becomes a member of the trainer's group for weights, in place of one that it was in.
+
+        Raises:
+            Refused: one of them cannot.
+        """
+        async with self._reloading:
+            self.group = ""
+            self._accepted(await self._answer(self._llm.collective_rpc("join_group", args=(dict(invitation),))))
+            self.group = str(invitation["token"])
+        return {"group": self.group}
+
+    async def take_weights(self, source: Mapping[str, str], version: int, *, projector_only: bool) -> dict[str, Any]:
         """Load a publication while nothing runs; forget what was cached of the old weights.
+
+        `source` is {manifest: path} or {group: token} (ServedWorker.receive_weights).
 
         Raises:
             Refused: damaged or in another version: the engine goes on with no weights at all rather than old ones.
         """
         if projector_only and self.version is None:
             raise Refused("this engine has no weights yet: a projector alone is not enough")
-        await self._llm.pause_generation(mode="wait", clear_cache=True)
-        self.version = None
-        try:
-            seen = await self._llm.collective_rpc("receive_weights", args=(manifest, version, projector_only))
-        except Exception as error:
-            raise Refused(str(error)) from error
-        finally:
-            await self._llm.resume_generation()
-        if not await self._llm.reset_prefix_cache():
-            raise Refused("vLLM did not reset its prefix cache, so old hidden states could be read")
-        if set(seen) != {version}:
-            raise Refused(f"workers hold the weights of version {seen}, published was {version}")
-        self.version = version
+        if source.get("group", self.group) != self.group:
+            raise Refused(f"this engine is not in the group {source['group']} that weights are broadcast in")
+        async with self._reloading:
+            await self._answer(self._llm.pause_generation(mode="wait", clear_cache=True))
+            self.version = None
+            try:
+                answers = await self._answer(
+                    self._llm.collective_rpc("receive_weights", args=(dict(source), version, projector_only))
+                )
+            except Exception as error:
+                raise Refused(str(error)) from error
+            finally:
+                await self._answer(self._llm.resume_generation())
+            seen = self._accepted(answers)
+            if not await self._answer(self._llm.reset_prefix_cache()):
+                raise Refused("vLLM did not reset its prefix cache, so old hidden states could be read")
+            if set(seen) != {version}:
+                raise Refused(f"workers hold the weights of version {seen}, published was {version}")
+            self.version = version
         return {"version": version, "workers": len(seen)}
+
+    def _accepted(self, answers: Sequence[Any]) -> Sequence[Any]:
+        """Of all workers. A worker that refuses answers with words: vLLM loses count of answers when one raises."""
+        words = [answer for answer in answers if isinstance(answer, str)]
+        if words:
+            raise Refused("; ".join(dict.fromkeys(words)))
+        return answers
 
     async def confirm_version(self, version: int) -> dict[str, Any]:
         """Rename the weights that are there: nothing has changed since."""
         if self.version is None:
             raise Refused("this engine has no weights yet")
-        await self._llm.collective_rpc("name_version", args=(version,))
+        await self._answer(self._llm.collective_rpc("name_version", args=(version,)))
         self.version = version
         return {"version": version}
 
     async def take_latents(self, requests: Sequence[str]) -> bytes:
         """Latents of finished requests as safetensors, by request."""
-        paths = await self._llm.collective_rpc("take_latents", args=(list(requests),))
+        paths = await self._answer(self._llm.collective_rpc("take_latents", args=(list(requests),)))
         path = Path(next(path for path in paths if path))
         try:
             return path.read_bytes()
@@ -207,7 +246,7 @@ class EngineDesk:
         """Give the GPU's memory away; False on a CPU, where vLLM has nothing to give."""
         if not self._llm.model_config.enable_sleep_mode:
             return False
-        await self._llm.sleep(level)
+        await self._answer(self._llm.sleep(level))
         self.asleep = frozenset(("weights", "kv_cache"))
         if level > 1:
             self.version = None
@@ -215,12 +254,21 @@ class EngineDesk:
 
     async def wake(self, tags: Sequence[str]) -> None:
         if self.asleep:
-            await self._llm.wake_up(list(tags) or None)
+            await self._answer(self._llm.wake_up(list(tags) or None))
             self.asleep = self.asleep - set(tags) if tags else frozenset()
 
     def resume(self) -> None:
         """After a drain."""
         self.draining = False
+
+    async def _answer(self, asked: Awaitable[Any]) -> Any:
+        """vLLM leaves for ever unanswered what was asked of an engine process that died then. Refused instead."""
+        task = asyncio.ensure_future(asked)
+        while not (await asyncio.wait((task,), timeout=_LOOK_S))[0]:
+            if self._llm.errored:
+                task.cancel()
+                raise Refused("vLLM's engine process has died")
+        return task.result()
 
     def close(self) -> None:
         self._llm.shutdown()

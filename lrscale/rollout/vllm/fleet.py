@@ -6,8 +6,9 @@ themselves and are found by their address files. Touched by the main rank alone.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,46 @@ from lrscale.rollout.vllm.process import EngineProcess, read_address
 _LOOK_S = 0.2
 _SAY_EVERY_S = 10.0
 ADDRESS = "*.address.json"
+
+
+class Requests:
+    """POSTs to several engines that are under way."""
+
+    def __init__(self, bodies: Mapping[str, Mapping[str, Any]], path: str, *, timeout_s: float) -> None:
+        self._waiting = set(bodies)
+        self._answers: dict[str, Any] = {}
+        self._failures: dict[str, EngineError] = {}
+        for url, body in bodies.items():  # daemons: the end of this process waits for no engine
+            threading.Thread(target=self._ask, args=(url, path, body, timeout_s), daemon=True).start()
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    @property
+    def waiting(self) -> list[str]:
+        """Addresses of those that have not answered."""
+        return sorted(self._waiting)
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Of an engine that has refused, failed or gone, while others may still be at work."""
+        return next(iter(self._failures.values()), None)
+
+    def answers(self) -> list[Any]:
+        """When all have answered. EngineError where one did not obey."""
+        assert self.done
+        if self.failure is not None:
+            raise self.failure
+        return list(self._answers.values())
+
+    def _ask(self, url: str, path: str, body: Mapping[str, Any], timeout_s: float) -> None:
+        try:
+            self._answers[url] = ask(url, path, body, timeout_s=timeout_s)
+        except Exception as error:  # noqa: BLE001 - raised by `answers`
+            self._failures[url] = error if isinstance(error, EngineError) else EngineError(f"{url}{path}: {error!r}")
+        finally:
+            self._waiting.discard(url)
 
 
 class Fleet:
@@ -38,7 +79,7 @@ class Fleet:
         self._owned = list(owned)
         self._start_timeout_s = start_timeout_s
         self._say = say
-        self._tick = tick
+        self.tick = tick
         self.restarts = 0
 
     def start(self) -> None:
@@ -79,7 +120,7 @@ class Fleet:
                 said_at = now
                 doing = next((f": {engine.doing()}" for engine in self._owned if engine.url is None), "")
                 self._say(f"rollout engines: {len(healthy)} of {self._count} ready after {now - started:.0f} s{doing}")
-            self._tick()
+            self.tick()
             time.sleep(_LOOK_S)
 
     def _restart_dead(self) -> None:
@@ -118,15 +159,14 @@ class Fleet:
         for engine in self._owned:
             engine.stop()
 
-    def tell(self, urls: Sequence[str], path: str, body: dict[str, Any], *, timeout_s: float) -> list[Any]:
-        """The same request to several engines at a time; EngineError where one of them does not obey."""
-        from concurrent.futures import ThreadPoolExecutor
+    def ask(self, urls: Sequence[str], path: str, body: dict[str, Any], *, timeout_s: float) -> Requests:
+        """The same request to several engines at a time; returns at once."""
+        return Requests(dict.fromkeys(urls, body), path, timeout_s=timeout_s)
 
-        if not urls:
-            return []
-        with ThreadPoolExecutor(len(urls)) as threads:
-            jobs = [threads.submit(ask, url, path, body, timeout_s=timeout_s) for url in urls]
-            while not all(job.done() for job in jobs):
-                self._tick()
-                time.sleep(0.01)
-        return [job.result() for job in jobs]
+    def tell(self, urls: Sequence[str], path: str, body: dict[str, Any], *, timeout_s: float) -> list[Any]:
+        """`ask`, and wait for the answers; EngineError where one of them does not obey."""
+        requests = self.ask(urls, path, body, timeout_s=timeout_s)
+        while not requests.done:
+            self.tick()
+            time.sleep(0.01)
+        return requests.answers()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from lrscale.rollout.vllm.client import EngineError, probe
 from lrscale.rollout.vllm.fleet import Fleet
-from lrscale.rollout.weights import PublicationError, publication
+from lrscale.rollout.vllm.transport import Transport
+from lrscale.rollout.weights import PublicationError, Transfer, publication
 
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
@@ -43,8 +45,8 @@ class Delivery:
     probe_tolerance: float
     timeout_s: float
     """Of one request to an engine."""
-    folder: Path | None
-    """For the files of a publication; None on ranks other than the main one."""
+    transport: Transport | None = None
+    """None on ranks other than the main one."""
     shared: Path | None = None
     """The main rank's folder in shared memory, removed in the end."""
 
@@ -64,9 +66,9 @@ class Publisher:
         self._policy = policy
         self._parameters = parameters
         self._peers = peers
-        self._fleet = fleet
+        self.fleet = fleet
         self._delivery = delivery
-        self._folder = delivery.folder
+        self.transport = delivery.transport
         self._latent_token_id = delivery.latent_token_id
         self._tolerance = delivery.probe_tolerance
         self._timeout_s = delivery.timeout_s
@@ -107,47 +109,48 @@ class Publisher:
         """Engines that share the trainer's GPUs give them up. Collective."""
 
         def give_up() -> None:
-            assert self._fleet is not None
-            self._fleet.tell(self._fleet.addresses(), "/sleep", {"level": 2}, timeout_s=self._timeout_s)
+            assert self.fleet is not None
+            self.fleet.tell(self.fleet.addresses(), "/sleep", {"level": 2}, timeout_s=self._timeout_s)
 
         self._peers.on_main(give_up)
 
     def close(self) -> None:
         """End the engines of this process; nothing of them stays in shared memory."""
-        if self._fleet is not None:
-            self._fleet.close()
-        for folder in (self._folder, self._delivery.shared):
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+        if self.fleet is not None:
+            self.fleet.close()
+        if self.transport is not None:
+            self.transport.close()
+        if self._delivery.shared is not None:
+            shutil.rmtree(self._delivery.shared, ignore_errors=True)
 
     def _awake(self) -> dict[str, int | None]:
         """Every engine up and ready to take weights: its address and the version it has."""
-        assert self._fleet is not None
-        healthy = self._fleet.ready()
+        assert self.fleet is not None
+        healthy = self.fleet.ready()
         asleep = [url for url, said in healthy.items() if said["state"] == "asleep"]
-        self._fleet.tell(asleep, "/wake", {"tags": ["weights"]}, timeout_s=self._timeout_s)
+        self.fleet.tell(asleep, "/wake", {"tags": ["weights"]}, timeout_s=self._timeout_s)
         return {url: said["version"] for url, said in healthy.items()}
 
     def _send(
         self, parameters: Iterable[tuple[str, Tensor]], urls: list[str], version: int, *, projector_only: bool
     ) -> None:
-        folder = None if self._folder is None else self._folder / f"v{version}"
-        with publication(
-            parameters, folder, version=version, projector_only=projector_only, tick=self._peers.tick
-        ) as written:
+        transport = self.transport
+        begin: Callable[[], Transfer] | None = None
+        if transport is not None:
+            begin = partial(transport.begin, urls, version=version, projector_only=projector_only)
+        with publication(parameters, begin, tick=self._peers.tick) as sent:
 
-            def tell() -> None:
-                assert self._fleet is not None
-                if isinstance(written, OSError):
-                    raise written
-                body = {"manifest": str(written), "version": version, "projector_only": projector_only}
+            def deliver() -> None:
+                assert self.fleet is not None and sent is not None
                 try:
-                    self._fleet.tell(urls, "/weights", body, timeout_s=self._timeout_s)
-                    self._fleet.tell(urls, "/wake", {"tags": ["kv_cache"]}, timeout_s=self._timeout_s)
+                    if isinstance(sent, Exception):
+                        raise sent
+                    sent.finish()
+                    self.fleet.tell(urls, "/wake", {"tags": ["kv_cache"]}, timeout_s=self._timeout_s)
                 except EngineError as error:
                     raise PublicationError(f"weights of version {version} were not taken over: {error}") from error
 
-            self._peers.on_main(tell)
+            self._peers.on_main(deliver)
 
     def _verify(self, urls: list[str], version: int) -> None:
         """Fixed prompts through the trainer and every engine."""

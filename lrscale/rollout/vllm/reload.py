@@ -32,17 +32,13 @@ def reload_weights(worker: Any, weights: Iterable[tuple[str, Tensor]], *, projec
 
     model = worker.model_runner.get_model()
     with set_current_vllm_config(worker.vllm_config):
-        if projector_only:
-            projector = model.reasoning_projector
-            initialize_layerwise_reload(projector)
-            loaded = projector.load_weights(_projector_names(weights))
-            finalize_layerwise_reload(projector, worker.vllm_config.model_config)
-            lacking = {name for name, _ in projector.named_parameters()} - loaded
-        else:
-            initialize_layerwise_reload(model)
-            loaded = model.load_weights(weights)
-            finalize_layerwise_reload(model, worker.vllm_config.model_config)
-            lacking = {name for name, _ in model.named_parameters()} - loaded
+        part = model.reasoning_projector if projector_only else model
+        initialize_layerwise_reload(part)
+        try:
+            loaded = part.load_weights(_projector_names(weights) if projector_only else weights)
+        finally:  # also of weights that break off: vLLM would take the next ones together with these
+            finalize_layerwise_reload(part, worker.vllm_config.model_config)
+        lacking = {name for name, _ in part.named_parameters()} - loaded
     if model.records is not None:
         model.records.forget_blocks()
     if lacking:

@@ -3,7 +3,10 @@
     GET  /health                                              state, version of the weights, requests that run
     POST /generate  {rows: [{key, prompt, seed}], sampling}   NDJSON, one line as each sequence finishes
     POST /probe     {prompts}                                 log-probs of given prompts
-    POST /weights   {manifest, version, projector_only}       load a publication; {version} alone renames what is there
+    POST /group     {address, port, ...}                      join the trainer's process group for weights
+    POST /weights   {manifest, version, projector_only}       load a publication, from files or, with {group} in place
+                                                              of {manifest}, as it is broadcast; {version} alone
+                                                              renames what is there
     POST /latents   {requests}                                safetensors
     POST /abort     {requests}   POST /drain   POST /resume   POST /sleep {level}   POST /wake {tags}   POST /shutdown
 
@@ -73,11 +76,16 @@ async def generate(desk: EngineDesk, body: dict[str, Any]) -> AsyncIterator[byte
     return _lines(desk.generate(body["rows"], body["sampling"]))
 
 
+async def group(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
+    return await desk.join_group(body)
+
+
 async def weights(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
-    if "manifest" not in body:
+    source = {key: str(body[key]) for key in ("manifest", "group") if key in body}
+    if not source:
         return await desk.confirm_version(int(body["version"]))
     only = bool(body.get("projector_only", False))
-    return await desk.take_weights(str(body["manifest"]), int(body["version"]), projector_only=only)
+    return await desk.take_weights(source, int(body["version"]), projector_only=only)
 
 
 async def probe(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
@@ -116,4 +124,4 @@ async def shutdown(desk: EngineDesk, body: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-_ANSWERS: tuple[Answer, ...] = (generate, weights, probe, latents, abort, drain, resume, sleep, wake, shutdown)
+_ANSWERS: tuple[Answer, ...] = (generate, group, weights, probe, latents, abort, drain, resume, sleep, wake, shutdown)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lrscale.rollout.vllm.engine_options import EngineOptions
+
+_ELSEWHERE = ("192.0.2.1", 9)
+"""Reserved for documentation: the way there is the default route, and nothing is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,23 @@ class EngineSettings:
         listener.listen(1024)
         host, port = listener.getsockname()[:2]
         if host == "0.0.0.0":
-            host = socket.getfqdn()
+            host = own_address()
         path = Path(self.address_file)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps({"url": f"http://{host}:{port}", "pid": os.getppid()}), encoding="utf-8")
         temporary.rename(path)
+
+
+def own_address() -> str:
+    """This machine's address in the network; a loopback one only where it has no other.
+
+    Not its name: /etc/hosts often makes that a loopback address, and then sends the trainer to its own node.
+    """
+    try:
+        found = socket.gethostbyname_ex(socket.gethostname())[2]
+    except OSError:
+        found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(_ELSEWHERE)
+        found.append(probe.getsockname()[0])
+    return next((address for address in found if not address.startswith("127.")), "127.0.0.1")

@@ -117,6 +117,7 @@ def test_wrong_values_are_answered_with_what_is_allowed(override: str, allowed: 
 
 
 SHARDED = ["parallel.kind=zero3", "parallel.ranks_per_node=2"]
+BROADCAST = ["rollout.kind=vllm", "rollout.transport=broadcast", "rollout.other_modes=local"]
 
 
 @pytest.mark.parametrize(
@@ -144,12 +145,19 @@ SHARDED = ["parallel.kind=zero3", "parallel.ranks_per_node=2"]
         ([*SHARDED, "parallel.stall_limit_s=9999"], "more than parallel.collective_timeout_s"),
         ([*SHARDED, "parallel.ds_config=zero4"], "allowed: zero2, zero3, zero3_offload, or a path"),
         ([*SHARDED, "parallel.ds_config=./mine.json"], "no such file: /"),
+        ([*BROADCAST, "model.device=cuda"], "NCCL takes no GPU twice into a group"),
     ],
 )
 def test_keys_that_contradict_each_other(overrides: list[str], message: str) -> None:
     """Locks out runs that fail, or quietly do less, hours after the launch."""
     found = problems((), overrides)
     assert message in found[0].message
+
+
+def test_broadcast_is_taken_where_trainer_and_engines_share_no_gpu() -> None:
+    """Locks out a refusal of what works: CPUs in any placement, GPUs of different nodes."""
+    for overrides in (["model.device=cpu"], ["model.device=cuda", "rollout.placement=separate"]):
+        assert load_recipe((), [*BROADCAST, *overrides]).recipe.rollout.transport == "broadcast"
 
 
 def test_world_size_is_ranks_by_nodes() -> None:

@@ -9,14 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrscale.rollout.weights import (
-    Manifest,
-    PublicationError,
-    check_publication,
-    checksum,
-    publication,
-    read_publication,
-)
+from lrscale.rollout.weight_files import Manifest, ReadFiles, WrittenFiles, bucket_path
+from lrscale.rollout.weights import PublicationError, checksum, publication
 
 WEIGHTS = {
     "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -43,14 +37,20 @@ class Gathered:
 def test_a_publication_holds_what_was_gathered_and_leaves_nothing(tmp_path: Path):
     """Locks out tensors that were released before they were written, and files that stay in shared memory."""
     folder = tmp_path / "v3"
-    with publication(Gathered(), folder, version=3) as manifest_path:
-        assert isinstance(manifest_path, Path)
-        manifest = Manifest.read(manifest_path)
-        found = dict(read_publication(manifest, folder))
-        assert manifest.version == 3 and not manifest.projector_only
+    with publication(Gathered(), lambda: WrittenFiles(folder, version=3, bucket_bytes=40)) as written:
+        assert isinstance(written, WrittenFiles)
+        path = written.finish()
+        read = ReadFiles(path)
+        read.expect(3, projector_only=False)
+        found = dict(read.tensors())
+        assert len(Manifest.read(path).buckets) == 2
         assert found.keys() == WEIGHTS.keys() and all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+        for version, projector_only in ((4, False), (3, True)):
+            with pytest.raises(PublicationError, match="announced were version"):
+                read.expect(version, projector_only=projector_only)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RuntimeError, match="engine"), publication(Gathered(), folder, version=4):
+    broken = publication(Gathered(), lambda: WrittenFiles(folder, version=4))
+    with pytest.raises(RuntimeError, match="engine"), broken:
         raise RuntimeError("the engine is gone")
     assert list(tmp_path.iterdir()) == []
 
@@ -60,31 +60,33 @@ def test_every_rank_gathers_to_the_end(folder: str | None, tmp_path: Path):
     """Locks out ranks that hang in a gather which the main rank, whose disk is full, has left."""
     (tmp_path / "file").write_text("not a folder")
     parameters = Gathered()
-    with publication(parameters, None if folder is None else tmp_path / folder, version=1) as written:
+    begin = None if folder is None else lambda: WrittenFiles(tmp_path / folder, version=1)
+    with publication(parameters, begin) as written:
         assert parameters.ended
         assert written is None if folder is None else isinstance(written, OSError)
 
 
 def test_damage_is_found_before_anything_is_loaded(tmp_path: Path):
     """Locks out weights with a flipped bit, swapped buckets, or a bucket less."""
-    with publication(Gathered(), tmp_path / "v1", version=1) as manifest_path:
-        assert isinstance(manifest_path, Path)
-        manifest = Manifest.read(manifest_path)
-        (bucket,) = manifest.buckets
-        path = tmp_path / "v1" / bucket.file
+    with publication(Gathered(), lambda: WrittenFiles(tmp_path / "v1", version=1)) as written:
+        assert isinstance(written, WrittenFiles)
+        manifest_path = written.finish()
+        read = ReadFiles(manifest_path)
+        (bucket,) = Manifest.read(manifest_path).buckets
+        path = bucket_path(tmp_path / "v1", bucket)
         sound = path.read_bytes()
         for place in (len(sound) - 1, len(sound) - 40):
             path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
             with pytest.raises(PublicationError, match="arrived damaged"):
-                check_publication(manifest, tmp_path / "v1")
+                read.expect(1, projector_only=False)
         path.write_bytes(sound[:-1])
         with pytest.raises(PublicationError, match="cannot be read"):
-            check_publication(manifest, tmp_path / "v1")
+            read.expect(1, projector_only=False)
         path.unlink()
         with pytest.raises(PublicationError, match="cannot be read"):
-            check_publication(manifest, tmp_path / "v1")
+            read.expect(1, projector_only=False)
         path.write_bytes(sound)
-        check_publication(manifest, tmp_path / "v1")
+        read.expect(1, projector_only=False)
 
 
 def test_a_checksum_sees_places_and_lengths():
