@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lrscale.config.base import Section
 from lrscale.config.errors import Place, Problem, RecipeError
 from lrscale.config.recipe import Recipe
-from lrscale.config.schema import Key, default_kind, dotted, kind_of, pick, variants
+from lrscale.config.schema import Key, default_kind, dotted, kind_of, pick, shared_keys, variants
 from lrscale.config.source import Document, parse_value
 
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -86,7 +86,8 @@ def _clash(base: Mapping[str, Any], over: Mapping[str, Any], key: Key) -> Key | 
 def compose(documents: Iterable[Document]) -> Document:
     """One document out of several: sections merge key by key, everything else is replaced by what comes later.
 
-    A section whose `kind` changes is replaced as a whole: the keys of another kind mean nothing there.
+    A section whose `kind` changes keeps what every way takes (rollout.max_new_tokens) and loses the rest: the keys of
+    another kind mean nothing there.
     """
     result = Document()
     for document in documents:
@@ -104,7 +105,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], section: type[Secti
         if isinstance(former, Mapping) and isinstance(value, Mapping):
             changed = field is not None and len(variants(field.annotation)) > 1 and "kind" in value
             if changed and field is not None and former.get("kind", default_kind(field)) != value["kind"]:
-                merged[name] = dict(value)
+                kept = shared_keys(pick(field, former), pick(field, value))
+                merged[name] = _merge({key: former[key] for key in former if key in kept}, value, pick(field, value))
             else:
                 merged[name] = _merge(former, value, pick(field, {**former, **value}) if field is not None else None)
         else:

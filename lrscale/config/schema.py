@@ -60,6 +60,14 @@ def pick(field: FieldInfo, values: Any) -> type[Section] | None:
     return next((section for section in choices if kind_of(section) == kind), None)
 
 
+def shared_keys(one: type[Section] | None, other: type[Section] | None) -> set[str]:
+    """Keys that two kinds of a section have from the same class: they mean the same in both."""
+    if one is None or other is None:
+        return set()
+    common = [base for base in one.__mro__ if issubclass(other, base) and issubclass(base, Section)]
+    return {key for base in common for key in base.model_fields}
+
+
 def field_at(values: Any, key: Key) -> FieldInfo | None:
     """The field behind a key (that of the list, for an element of one), None for a key nobody knows."""
     section: type[Section] | None = Recipe

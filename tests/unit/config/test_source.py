@@ -87,6 +87,14 @@ def test_another_kind_replaces_its_section(base: str) -> None:
     assert ("task", "events") not in merged.places
 
 
+def test_another_kind_keeps_what_every_kind_takes() -> None:
+    """Locks out `--set rollout.kind=vllm` that quietly sets the recipe's max_new_tokens back to its default."""
+    base = parse("rollout: {max_new_tokens: 160}\nreward: {length_penalty: {price_per_100: 0.1}}", "a")
+    merged = compose([base, parse("rollout: {kind: vllm}\nreward: {kind: function, path: r.py}", "b")])
+    assert merged.values["rollout"] == {"max_new_tokens": 160, "kind": "vllm"}
+    assert merged.values["reward"]["length_penalty"] == {"price_per_100": 0.1}
+
+
 def test_the_same_kind_merges() -> None:
     merged = compose([parse("task: {events: [3, 4]}", "a"), parse("task: {kind: flawed_stories}", "b")])
     assert merged.values["task"] == {"events": [3, 4], "kind": "flawed_stories"}
