@@ -40,7 +40,9 @@ fi
 # shellcheck source=/dev/null
 source "$run/job.env" || exit
 
-# --- The attempt's folder.
+# --- The attempt's folder. Whose it is stands in it before anything else does: readers take others for starts by hand.
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+printf -v listed '"%s", ' "${hosts[@]}"
 mkdir -p -- "$run/attempts" || exit
 number=1
 until mkdir -- "$run/attempts/$number" 2>/dev/null; do
@@ -48,6 +50,9 @@ until mkdir -- "$run/attempts/$number" 2>/dev/null; do
     number=$((number + 1))
 done
 attempt=$run/attempts/$number
+printf '{"job_id": %d, "restart_count": %d, "nodes": [%s], "started": %d}\n' \
+    "$SLURM_JOB_ID" "$restarts" "${listed%, }" "$(seconds)" >"$attempt/.job.tmp" &&
+    mv -f -- "$attempt/.job.tmp" "$attempt/job.json"
 ln -sfn "$number" "$run/attempts/.tmp-latest" && mv -Tf -- "$run/attempts/.tmp-latest" "$run/attempts/latest"
 exec >>"$attempt/slurm.log" 2>&1
 
@@ -136,10 +141,6 @@ watch() {
     return "$code"
 }
 
-mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-printf -v listed '"%s", ' "${hosts[@]}"
-printf '{"job_id": %d, "restart_count": %d, "nodes": [%s], "started": %d}\n' \
-    "$SLURM_JOB_ID" "$restarts" "${listed%, }" "$(seconds)" >"$attempt/job.json"
 saved_before=$(saved)
 echo "$SLURM_JOB_ID $saved_before" >"$attempt/began"
 ends=$(date -d "$(job_value EndTime)" +%s 2>/dev/null || echo 0)

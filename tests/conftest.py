@@ -14,6 +14,7 @@ _SHARED = {"cluster": "ranks", "distributed": "ranks", "e2e": "e2e", "vllm": "vl
 what a session shares is made once. The others are kept together by file."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder, *_ = item.path.relative_to(item.config.rootpath / "tests").parts

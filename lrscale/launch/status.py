@@ -161,6 +161,8 @@ def _local_since(attempt: Attempt | None, submission: Mapping[str, Any]) -> bool
     """Whether a run that had jobs was gone on with on a machine of its own."""
     if attempt is None or attempt.job_id is not None:
         return False
+    if all(path.name.startswith(".") for path in attempt.folder.iterdir()):  # a batch script is just making it
+        return False
     began = attempt.started or attempt.folder.stat().st_mtime
     return began > (submission.get("submitted") or 0.0)
 

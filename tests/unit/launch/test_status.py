@@ -255,6 +255,16 @@ def test_a_run_that_went_on_without_slurm_is_told_by_that(folder: RunFolder) -> 
     assert status_of(folder.path, KnownJob(job("PENDING"))).state == "queued"
 
 
+def test_a_folder_that_a_batch_script_is_just_making_is_its_jobs(folder: RunFolder) -> None:
+    """Locks out `lrscale logs --follow` that leaves a resumed run while its job is starting."""
+    folder.submitted(7)
+    new = folder.path / "attempts" / "1"
+    new.mkdir(parents=True)
+    (new / ".job.tmp").touch()
+    found = status_of(folder.path, KnownJob(job("RUNNING")))
+    assert (found.state, found.job_id) == ("running", 7)
+
+
 def test_every_status_is_json(folder: RunFolder) -> None:
     folder.submitted(7)
     folder.began(1, 7, exit={"code": 6, "reason": "x", "ended": NOW})
