@@ -26,7 +26,7 @@ demo: $(VENV)/.demo
 	$(BIN)/lrscale launch
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -36,7 +36,10 @@ def status(cluster: Cluster, folder: Path, *, code: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def full(cluster: Cluster) -> Iterator[int]:
-    """Something else holds all nodes, until it is cancelled."""
+    """Something else holds all nodes, until it is cancelled. What tests before have left goes first: in a process that
+    runs only some of them nobody may have waited for it."""
+    for left in set(cluster.call("squeue", "--noheader", "--format=%A").split()):
+        cluster.cancel(int(left))
     said = cluster.call("sbatch", f"--nodes={NODES}", "--exclusive", "--output=/dev/null", "--wrap", "sleep 600")
     job_id = int(said.split()[-1])
     try:
