@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -13,6 +13,9 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
 
 class Sampling(Section):
     """What every way of sampling takes."""
+
+    outlives_kind: ClassVar[bool] = True
+    """A recipe that changes the kind keeps these keys of the recipe before it."""
 
     max_new_tokens: PositiveInt = 2048
     """Positions a completion may take: discrete tokens plus latent steps."""

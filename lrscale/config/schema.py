@@ -61,10 +61,11 @@ def pick(field: FieldInfo, values: Any) -> type[Section] | None:
 
 
 def shared_keys(one: type[Section] | None, other: type[Section] | None) -> set[str]:
-    """Keys that two kinds of a section have from the same class: they mean the same in both."""
+    """Keys that two kinds of a section have from a class that says so: they mean the same in both."""
     if one is None or other is None:
         return set()
-    common = [base for base in one.__mro__ if issubclass(other, base) and issubclass(base, Section)]
+    bases = [base for base in one.__mro__ if issubclass(base, Section) and issubclass(other, base)]
+    common = [base for base in bases if getattr(base, "outlives_kind", False)]
     return {key for base in common for key in base.model_fields}
 
 

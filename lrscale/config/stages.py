@@ -6,14 +6,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from lrscale.config.arms import Arm
 from lrscale.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from lrscale.config.optimisation import ScheduleConfig
 
-Arm = Literal["latent", "discrete", "zero_latent", "shuffled_latent", "latent_free", "discrete_free"]
-DISCRETE_ARMS: tuple[Arm, ...] = ("discrete", "discrete_free")
-"""Ordinary RL, whose prompts say nothing of markers; the first that a run has is what its other arms are held against."""
-LATENT_ARMS: tuple[Arm, ...] = ("latent", "shuffled_latent", "latent_free")
-"""Those that compute latent steps."""
 """What RL is run as; `_free`: without `reward.length_penalty`, to see beside the arm what the price of length does."""
 StageName = Literal["traces", "projector_sft", "rl", "evaluate"]
 

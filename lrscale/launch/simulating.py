@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lrscale.config.arms import DISCRETE_ARMS
 from lrscale.config.errors import Place, Problem, RecipeError
-from lrscale.config.stages import DISCRETE_ARMS
 from lrscale.launch.finished_run import MeasuredRun, read_measured
 from lrscale.plan.run_plan import RunPlan
 from lrscale.plan.simulation.lengths import mean_completion

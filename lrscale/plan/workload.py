@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lrscale.config.arms import LATENT_ARMS
 from lrscale.config.recipe import Recipe
-from lrscale.config.stages import LATENT_ARMS
 from lrscale.plan.lengths import USUAL_SPREAD, Lengths
 from lrscale.plan.topology import longest_prompt
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrscale.config.stages import DISCRETE_ARMS
+from lrscale.config.arms import DISCRETE_ARMS
 from lrscale.report.metrics import Z_95, wilson_interval
 from lrscale.report.runs import Metrics, Run, arm_title, section
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lrscale.config.arms import Arm
 from lrscale.config.load import read_recipe
 from lrscale.config.recipe import Recipe
-from lrscale.config.stages import Arm
 from lrscale.latent import LatentPolicy
 from lrscale.parallel.loading import checkpoint_projector, load_policy
 from lrscale.parallel.ranks import set_threads

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lrscale.config.stages import Arm
+from lrscale.config.arms import Arm
 from lrscale.parallel.checkpoint import CheckpointError, CheckpointStore
 from lrscale.parallel.engine import Engine, NonFiniteError
 from lrscale.parallel.lockstep import PeerError

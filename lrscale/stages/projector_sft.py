@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lrscale.config.stages import Arm
+from lrscale.config.arms import Arm
 from lrscale.objective import after_first_marker_mask, learning_rate_at, projector_loss
 from lrscale.parallel.engine import NonFiniteError
 from lrscale.report.timing import step_line

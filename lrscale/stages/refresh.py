@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrscale.config.stages import Arm
+from lrscale.config.arms import Arm
 from lrscale.parallel.lockstep import ALONE, Lockstep
 from lrscale.records import RolloutGroup, Trace
 from lrscale.stages.lite_rows import LiteRow, lite_rows

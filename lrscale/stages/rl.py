@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrscale.config.stages import Arm
+from lrscale.config.arms import Arm
 from lrscale.latent import LatentPolicy
 from lrscale.objective import count_groups_without_signal, group_advantages, learning_rate_at
 from lrscale.parallel.engine import NonFiniteError

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lrscale.config.stages import Arm
+from lrscale.config.arms import Arm
 from lrscale.latent import LatentMode, LatentPolicy
 from lrscale.parallel.lockstep import ALONE, Lockstep
 from lrscale.parallel.ranks import Ranks

@@ -87,12 +87,12 @@ def test_another_kind_replaces_its_section(base: str) -> None:
     assert ("task", "events") not in merged.places
 
 
-def test_another_kind_keeps_what_every_kind_takes() -> None:
+def test_another_kind_of_rollout_keeps_how_to_sample() -> None:
     """Locks out `--set rollout.kind=vllm` that quietly sets the recipe's max_new_tokens back to its default."""
     base = parse("rollout: {max_new_tokens: 160}\nreward: {length_penalty: {price_per_100: 0.1}}", "a")
     merged = compose([base, parse("rollout: {kind: vllm}\nreward: {kind: function, path: r.py}", "b")])
     assert merged.values["rollout"] == {"max_new_tokens": 160, "kind": "vllm"}
-    assert merged.values["reward"]["length_penalty"] == {"price_per_100": 0.1}
+    assert merged.values["reward"] == {"kind": "function", "path": "r.py"}  # a price is in units of its own reward
 
 
 def test_the_same_kind_merges() -> None:
