@@ -27,6 +27,7 @@ from lrscale.rollout.vllm.transport import Broadcast, Transport
 from lrscale.rollout.weight_files import Manifest, WrittenFiles, bucket_path
 from lrscale.rollout.weights import PublicationError
 from lrscale.stages.rollout_engines import vllm_rollouts
+from tests.vllm.shared_memory import in_shared_memory, left_in_shared_memory
 from tests.vllm.talkative_models import talkative_policy
 
 pytestmark = pytest.mark.slow
@@ -86,7 +87,7 @@ class Running:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    shared = set(Path("/dev/shm").iterdir())
+    shared = in_shared_memory()
     recipe = Recipe.model_validate(RECIPE)
     engine = SingleEngine(talkative_policy("llama"), OptimisationConfig(), ranks=Ranks())
     said: list[str] = []
@@ -102,7 +103,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         rollouts.close()
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before and p.status() != "zombie"]
     assert not [process for process in left if "tracker" not in " ".join(process.cmdline())]
-    assert not [path for path in set(Path("/dev/shm").iterdir()) - shared if path.name.startswith(("lrscale-", "psm_"))]
+    assert not left_in_shared_memory(shared)
 
 
 def assert_as_local(running: Running) -> None:

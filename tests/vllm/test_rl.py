@@ -20,6 +20,7 @@ from lrscale.report.metrics import of_stage, read_metrics
 from lrscale.rollout.vllm.client import health
 from lrscale.rollout.vllm.process import read_address
 from tests.distributed.ranks import ROOT
+from tests.vllm.shared_memory import in_shared_memory, left_in_shared_memory
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def test_rl_goes_on_over_a_dead_engine_and_a_dead_trainer_leaves_nothing(tmp_pat
     """Locks out steps without fresh weights, steps that lack samples or have some twice after an engine's death, and
     engines and shared memory that outlive a trainer that was killed.
     """
-    shared = set(Path("/dev/shm").iterdir())
+    shared = in_shared_memory()
     log, run = tmp_path / "log", tmp_path / "runs" / "rl"
     options = [word for setting in SETTINGS for word in ("--set", setting)]
     with log.open("wb") as output:
@@ -94,8 +95,7 @@ def test_rl_goes_on_over_a_dead_engine_and_a_dead_trainer_leaves_nothing(tmp_pat
         process.wait()
     alive = psutil.wait_procs(list(known.values()), timeout=60)[1]
     assert not alive
-    left = {path for path in set(Path("/dev/shm").iterdir()) - shared if path.name.startswith(("lrscale-", "psm_"))}
-    assert not left
+    assert not left_in_shared_memory(shared)
 
     done = steps()[: STEPS - 1]
     assert [line["step"] for line in done] == [1, 2, 3]
