@@ -215,20 +215,25 @@ def _vllm_modes(recipe: Recipe, rollout: VllmRolloutConfig) -> Iterator[Conflict
 
 def _vllm_placement(recipe: Recipe, rollout: VllmRolloutConfig) -> Iterator[Conflict]:
     nodes = recipe.cluster.nodes
-    if rollout.placement == "colocated" and nodes > 1:
-        message = f"rollout.placement colocated starts engines on the main rank's node, but cluster.nodes is {nodes}"
-        yield Conflict(("rollout", "placement"), message, "give placement: separate, with a role of cluster.split")
-    if rollout.transport == "broadcast" and rollout.placement == "colocated" and recipe.model.device == "cuda":
+    colocated = rollout.placement == "colocated"
+    if colocated and rollout.engines % nodes:
+        message = (
+            f"rollout.placement colocated puts as many engines on each node, but rollout.engines is {rollout.engines} "
+            f"and cluster.nodes is {nodes}"
+        )
+        fewest = nodes * max(1, rollout.engines // nodes)
+        yield Conflict(("rollout", "engines"), message, f"give engines: {fewest}, or placement: separate")
+    if rollout.transport == "broadcast" and colocated and recipe.model.device == "cuda":
         message = (
             "rollout.transport broadcast does not go with rollout.placement colocated on GPUs: engines have the "
             "trainer's own ones, and NCCL takes no GPU twice into a group"
         )
         yield Conflict(("rollout", "transport"), message, "give transport: files, or placement: separate")
-    gpus = rollout.engines * rollout.tensor_parallel
-    if rollout.placement == "colocated" and recipe.model.device == "cuda" and gpus > recipe.cluster.gpus_per_node:
+    gpus = rollout.engines // nodes * rollout.tensor_parallel
+    if colocated and recipe.model.device == "cuda" and gpus > recipe.cluster.gpus_per_node:
         message = (
-            f"rollout.engines x rollout.tensor_parallel is {gpus}, more than cluster.gpus_per_node, which is "
-            f"{recipe.cluster.gpus_per_node}"
+            f"rollout.engines x rollout.tensor_parallel comes to {gpus} a node, more than cluster.gpus_per_node, which "
+            f"is {recipe.cluster.gpus_per_node}"
         )
         yield Conflict(("rollout", "engines"), message, "give fewer engines, or fewer GPUs to each")
 

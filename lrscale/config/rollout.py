@@ -39,8 +39,8 @@ class VllmRolloutConfig(Sampling):
 
     kind: Literal["vllm"]
     placement: Literal["colocated", "separate"] = "colocated"
-    """`colocated`: started by the trainer, on its own node and GPUs, which both use by turns. `separate`: on nodes of
-    their own, where a role of cluster.split runs `lrscale serve-rollouts`."""
+    """`colocated`: started by the trainer, as many on each of its nodes, whose GPUs both use by turns. `separate`: on
+    nodes of their own, where a role of cluster.split runs `lrscale serve-rollouts`."""
     engines: PositiveInt = 1
     """Engines altogether."""
     tensor_parallel: PositiveInt = 1

@@ -36,6 +36,9 @@ class Lockstep:
         self.ranks = ranks
         self.watchdog: Watchdog | None = None
         self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world_size > 1 else None
+        first = [rank for rank, local_rank in enumerate(self.gather_json(ranks.local_rank)) if local_rank == 0]
+        self.node = sum(rank <= ranks.rank for rank in first) - 1
+        """Its number. Ranks of a node are neighbours, as torchrun numbers them."""
 
     @property
     def alone(self) -> bool:
@@ -108,6 +111,19 @@ class Lockstep:
             return work()
         result = self.together(lambda: work() if self.ranks.is_main else None)
         return json.loads(self._from_main(json.dumps(result).encode() if self.ranks.is_main else b""))
+
+    def on_each_node(self, work: Callable[[], Any]) -> list[Any]:
+        """Run on the first rank of every node; every rank gets the results (JSON values), its own node's first.
+
+        Raises:
+            PeerError: it failed on another node.
+        """
+        if self.alone:
+            return [work()]
+        result = self.together(lambda: work() if self.ranks.is_first_of_node else None)
+        told = self.gather_json([self.ranks.local_rank, result])
+        by_node = [found for local_rank, found in told if local_rank == 0]
+        return [by_node[self.node], *by_node[: self.node], *by_node[self.node + 1 :]]
 
     def _from_main(self, payload: bytes) -> bytes:
         """The main rank's payload, which may be large: nobody holds it as often as there are ranks."""

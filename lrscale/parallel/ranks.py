@@ -34,6 +34,11 @@ class Ranks:
         """Whether this process writes what is written once: metrics, checkpoints' manifests, reports."""
         return self.rank == 0
 
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this process does what a node does once: own its engines, write its files."""
+        return self.local_rank == 0
+
     @classmethod
     def from_environment(cls) -> Ranks:
         """RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR as torchrun and accelerate set them; one process without them."""
@@ -48,6 +53,13 @@ class Ranks:
 def node_name() -> str:
     """This machine as SLURM calls it, or its host name outside of a SLURM job."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def visible_gpus() -> list[str]:
+    """Names by which CUDA_VISIBLE_DEVICES can leave some of this process's GPUs to one that it starts."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return names[:count] or [str(index) for index in range(count)]
 
 
 def set_threads(threads: int | None) -> None:

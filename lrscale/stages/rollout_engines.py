@@ -13,7 +13,7 @@ from lrscale.config.rollout import Sampling, VllmRolloutConfig
 from lrscale.latent import LatentPolicy
 from lrscale.parallel.engine import Engine
 from lrscale.parallel.lockstep import Lockstep
-from lrscale.parallel.ranks import Ranks
+from lrscale.parallel.ranks import Ranks, visible_gpus
 from lrscale.parallel.replica import empty_replica, whole_bytes
 from lrscale.parallel.single import SingleEngine
 from lrscale.records import Rollout
@@ -116,8 +116,9 @@ def vllm_rollouts(
         raise ValueError(NO_BROADCAST_ON_SHARED_GPUS)
     lockstep = engine.lockstep
     latent_token_id: int = lockstep.on_main(lambda: model_folder(engine.policy, run_dir).latent_token_id)
+    by_node = config.placement == "colocated"
     fleet, shared, transport = None, None, None
-    if lockstep.ranks.is_main:
+    if lockstep.ranks.is_first_of_node if by_node else lockstep.ranks.is_main:
         shared = new_shared_folder()
         fleet = start_fleet(recipe, config, run_dir, shared, say, lockstep)
         transport = weight_transport(recipe, config, fleet, engine, shared, run_dir)
@@ -132,6 +133,7 @@ def vllm_rollouts(
             timeout_s=config.start_timeout_s,
             transport=transport,
             shared=shared,
+            by_node=by_node,
         ),
         fleet,
     )
@@ -149,7 +151,7 @@ def vllm_rollouts(
 def weight_transport(
     recipe: Recipe, config: VllmRolloutConfig, fleet: Fleet, engine: Engine, shared: Path, run_dir: Path
 ) -> Transport:
-    """How the main rank's weights reach the engines."""
+    """How the weights that an owner gathers reach its engines."""
     if config.transport == "files":
         folder = shared / "weights" if config.placement == "colocated" else run_dir.absolute() / "weights"
         return Files(fleet, folder, timeout_s=config.start_timeout_s)
@@ -187,17 +189,20 @@ def start_fleet(
     say: Callable[[str], None],
     lockstep: Lockstep,
 ) -> Fleet:
-    """The main rank's hold on the engines."""
+    """An owner's hold on its engines."""
     folder = engines_folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    owned = []
+    owned, count = [], config.engines
     if config.placement == "colocated":
         settings = engine_settings(recipe, config, run_dir, shared)
+        count = max(1, config.engines // recipe.cluster.nodes)
         owned = [
-            EngineProcess(f"engine-{index}", settings, folder, engine_variables(recipe, config))
-            for index in range(config.engines)
+            EngineProcess(
+                f"engine-{lockstep.node * count + index}", settings, folder, engine_variables(recipe, config, index)
+            )
+            for index in range(count)
         ]
-    fleet = Fleet(folder, config.engines, owned, start_timeout_s=config.start_timeout_s, say=say, tick=lockstep.tick)
+    fleet = Fleet(folder, count, owned, start_timeout_s=config.start_timeout_s, say=say, tick=lockstep.tick)
     fleet.start()
     return fleet
 
@@ -224,10 +229,22 @@ def engine_settings(recipe: Recipe, config: VllmRolloutConfig, run_dir: Path, sh
     )
 
 
-def engine_variables(recipe: Recipe, config: VllmRolloutConfig) -> dict[str, str]:
-    """Environment of the engines, the recipe's own last."""
-    on_cpu = recipe.model.device == "cpu"
-    return {**_VARIABLES, **(_CPU_VARIABLES if on_cpu else {}), **config.environment}
+def engine_variables(recipe: Recipe, config: VllmRolloutConfig, index: int) -> dict[str, str]:
+    """Environment of this node's engine number `index`, the recipe's own variables last.
+
+    Raises:
+        ValueError: the node has not GPUs enough for it.
+    """
+    gpus = [] if recipe.model.device == "cpu" else visible_gpus()
+    if not gpus:
+        return {**_VARIABLES, **_CPU_VARIABLES, **config.environment}
+    own = gpus[index * config.tensor_parallel :][: config.tensor_parallel]
+    if len(own) < config.tensor_parallel:
+        raise ValueError(
+            f"engine {index} of this node needs rollout.tensor_parallel ({config.tensor_parallel}) GPUs of its own, and "
+            f"{len(gpus)} are visible: lower rollout.engines or rollout.tensor_parallel, or make more visible"
+        )
+    return {**_VARIABLES, "CUDA_VISIBLE_DEVICES": ",".join(own), **config.environment}
 
 
 def finished_rollouts(recipe: Recipe, policy: LatentPolicy, folder: Path, say: Callable[[str], None]) -> VllmRollouts:

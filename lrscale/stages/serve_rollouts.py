@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             serve(recipe, config, options.run_dir, options.host)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except EngineError as error:
+    except (EngineError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
     return FAILED
 
@@ -80,9 +80,11 @@ def serve_attempt(recipe: Recipe, config: VllmRolloutConfig, run_dir: Path, host
     """Engines of the run's newest attempt, until there is a newer one: its trainer looks for their addresses there."""
     shared = new_shared_folder()
     settings = replace(engine_settings(recipe, config, run_dir, shared), host=host)
-    folder, variables = engines_folder(run_dir).resolve(), engine_variables(recipe, config)
-    names = [f"{node_name()}-{index}" for index in range(engines_here(recipe, config))]
-    owned = [EngineProcess(name, settings, folder, variables) for name in names]
+    folder = engines_folder(run_dir).resolve()
+    owned = [
+        EngineProcess(f"{node_name()}-{index}", settings, folder, engine_variables(recipe, config, index))
+        for index in range(engines_here(recipe, config))
+    ]
     fleet = Fleet(folder, len(owned), owned, start_timeout_s=config.start_timeout_s, say=_say)
     fleet.start()
     up: list[str] = []

@@ -41,8 +41,6 @@ class Peers(Protocol):
 
     def most(self, *counts: int) -> tuple[int, ...]: ...
 
-    def on_main(self, work: Callable[[], Any]) -> Any: ...
-
     def tick(self) -> None: ...
 
 
@@ -62,7 +60,7 @@ class LatentsLostError(EngineError):
 
 
 class VllmRollouts:
-    """See `lrscale.rollout.engine.RolloutEngine`. All ranks share the engines; the main rank owns them."""
+    """See `lrscale.rollout.engine.RolloutEngine`. The ranks that share engines do so through the publisher's owner."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class Fleet:
         self._say = say
         self.tick = tick
         self.restarts = 0
+        self._were_up: set[str] = set()
 
     def start(self) -> None:
         """Returns at once: `ready` waits."""
@@ -89,31 +90,29 @@ class Fleet:
 
     def addresses(self) -> list[str]:
         """Of the engines that listen."""
-        if self._owned:
-            found = [engine.url for engine in self._owned if engine.alive]
-        else:
+        if not self._owned:
             found = [read_address(path) for path in sorted(self._folder.glob(ADDRESS))]
-        return [url for url in found if url is not None]
+            return [url for url in found if url is not None]
+        return [url for url in self._listening().values() if url is not None]
 
-    def healthy(self) -> dict[str, dict[str, Any]]:
-        """What the engines that answer say, by address."""
-        answers = {url: health(url) for url in self.addresses()}
-        return {url: said for url, said in answers.items() if said is not None and said["state"] != "failed"}
+    def _listening(self) -> dict[str, str | None]:
+        """This process's engines that live, by name, and where they listen."""
+        return {engine.name: engine.url for engine in self._owned if engine.alive}
 
     def ready(self) -> dict[str, dict[str, Any]]:
-        """Wait for all engines; dead ones of this process are started anew.
+        """Wait for all engines; those of this process that were up once and are gone are started anew.
 
         Raises:
             EngineError: one of them ends while it starts, or they are not there within the limit.
         """
-        self._restart_dead()
         started = said_at = time.monotonic()
         while True:
-            healthy = self.healthy()
+            listening = self._listening()
+            healthy = _healthy(self.addresses() if not self._owned else listening.values())
+            self._mend(listening, healthy)
             if len(healthy) >= self._count:
                 return healthy
             now = time.monotonic()
-            self._refuse_ended()
             if now - started > self._start_timeout_s:
                 raise EngineError(self._late(len(healthy)))
             if now - said_at > _SAY_EVERY_S:
@@ -123,26 +122,27 @@ class Fleet:
             self.tick()
             time.sleep(_LOOK_S)
 
-    def _restart_dead(self) -> None:
+    def _mend(self, listening: Mapping[str, str | None], healthy: Mapping[str, Any]) -> None:
+        """An engine that was up has met with an accident; one that never was would fail again."""
         for engine in self._owned:
-            url = engine.url
-            said = health(url) if url is not None and engine.alive else None
-            starting = engine.alive and url is None
-            if starting or (said is not None and said["state"] != "failed"):
+            starting = engine.name in listening and listening[engine.name] is None
+            if starting:
                 continue
-            engine.kill()
-            self.restarts += 1
-            self._say(f"rollout engine {engine.name} is gone and starts anew; its log: {engine.log}")
-            engine.start()
+            if listening.get(engine.name) in healthy:
+                self._were_up.add(engine.name)
+            elif engine.name not in self._were_up:
+                raise EngineError(self._failed(engine))
+            else:
+                engine.kill()
+                self._were_up.discard(engine.name)
+                self.restarts += 1
+                self._say(f"rollout engine {engine.name} is gone and starts anew; its log: {engine.log}")
+                engine.start()
 
-    def _refuse_ended(self) -> None:
-        for engine in self._owned:
-            code = engine.wait(0)
-            if code is not None:
-                raise EngineError(
-                    f"rollout engine {engine.name} ended with exit code {code} while it started; the end of "
-                    f"{engine.log}:\n{engine.last_words()}"
-                )
+    def _failed(self, engine: EngineProcess) -> str:
+        code = engine.wait(0)
+        how = "failed" if code is None else f"ended with exit code {code}"
+        return f"rollout engine {engine.name} {how} while it started; the end of {engine.log}:\n{engine.last_words()}"
 
     def _late(self, ready: int) -> str:
         given = f"{ready} of {self._count} rollout engines are ready after rollout.start_timeout_s"
@@ -170,3 +170,9 @@ class Fleet:
             self.tick()
             time.sleep(0.01)
         return requests.answers()
+
+
+def _healthy(urls: Iterable[str | None]) -> dict[str, dict[str, Any]]:
+    """What the engines that answer, and have not failed, say of themselves."""
+    answers = {url: health(url) for url in urls if url is not None}
+    return {url: said for url, said in answers.items() if said is not None and said["state"] != "failed"}

@@ -1,6 +1,8 @@
 """Weights to engines, and the proof that they arrived: the one owner of engines and of publications.
 
-All ranks of the trainer call it together; the main rank has the fleet.
+All ranks of the trainer call it together. One of them owns the engines: the main rank where they run elsewhere, the
+first rank of each node where every node has its own. Every rank takes the gathered weights to their end; each owner
+hands them to its engines.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ class Peers(Protocol):
 
     def on_main(self, work: Callable[[], Any]) -> Any: ...
 
+    def on_each_node(self, work: Callable[[], Any]) -> list[Any]: ...
+
+    def any(self, *, flag: bool) -> bool: ...
+
     def tick(self) -> None: ...
 
 
@@ -46,9 +52,11 @@ class Delivery:
     timeout_s: float
     """Of one request to an engine."""
     transport: Transport | None = None
-    """None on ranks other than the main one."""
+    """None on ranks that own no engines."""
     shared: Path | None = None
-    """The main rank's folder in shared memory, removed in the end."""
+    """The owner's folder in shared memory, removed in the end."""
+    by_node: bool = False
+    """Whether every node has engines of its own."""
 
 
 class Publisher:
@@ -62,7 +70,7 @@ class Publisher:
         delivery: Delivery,
         fleet: Fleet | None,
     ) -> None:
-        """`parameters` gathers all weights (collective). The `fleet` is the main rank's."""
+        """`parameters` gathers all weights (collective). The `fleet` is an owner's, None on other ranks."""
         self._policy = policy
         self._parameters = parameters
         self._peers = peers
@@ -78,7 +86,7 @@ class Publisher:
         self.last_seconds = 0.0
 
     def usable(self) -> list[str]:
-        """Addresses of the engines that had the current weights when it was last looked."""
+        """Addresses of the engines that had the current weights when it was last looked: this node's, or all."""
         return list(self._usable)
 
     def publish(self, parameters: Iterable[tuple[str, Tensor]], *, version: int, projector_only: bool = False) -> None:
@@ -88,8 +96,9 @@ class Publisher:
             PublicationError: an engine has other weights afterwards. It is not to be sampled from.
         """
         started = perf_counter()
-        states = self._peers.on_main(self._awake)
-        if projector_only and any(version_ is None for version_ in states.values()):
+        states, *elsewhere = self._on_owners(self._awake)
+        fresh = any(version_ is None for of_node in (states, *elsewhere) for version_ in of_node.values())
+        if projector_only and fresh:
             parameters, projector_only = self._parameters(), False  # an engine that is new needs all of them
         self._send(parameters, list(states), version, projector_only=projector_only)
         self._verify(list(states), version)
@@ -98,9 +107,9 @@ class Publisher:
 
     def revive(self, version: int) -> None:
         """Bring up engines that have died, with the weights that the trainer has now, version `version`. Collective."""
-        states = self._peers.on_main(self._awake)
+        states = self._on_owners(self._awake)[0]
         behind = [url for url, has in states.items() if has != version]
-        if behind:
+        if self._peers.any(flag=bool(behind)):
             self._send(self._parameters(), behind, version, projector_only=False)
             self._verify(behind, version)
         self._usable = list(states)
@@ -112,7 +121,7 @@ class Publisher:
             assert self.fleet is not None
             self.fleet.tell(self.fleet.addresses(), "/sleep", {"level": 2}, timeout_s=self._timeout_s)
 
-        self._peers.on_main(give_up)
+        self._on_owners(give_up)
 
     def close(self) -> None:
         """End the engines of this process; nothing of them stays in shared memory."""
@@ -122,6 +131,10 @@ class Publisher:
             self.transport.close()
         if self._delivery.shared is not None:
             shutil.rmtree(self._delivery.shared, ignore_errors=True)
+
+    def _on_owners(self, work: Callable[[], Any]) -> list[Any]:
+        """What the owners of engines found, this rank's own first."""
+        return self._peers.on_each_node(work) if self._delivery.by_node else [self._peers.on_main(work)]
 
     def _awake(self) -> dict[str, int | None]:
         """Every engine up and ready to take weights: its address and the version it has."""
@@ -136,12 +149,14 @@ class Publisher:
     ) -> None:
         transport = self.transport
         begin: Callable[[], Transfer] | None = None
-        if transport is not None:
+        if transport is not None and urls:
             begin = partial(transport.begin, urls, version=version, projector_only=projector_only)
         with publication(parameters, begin, tick=self._peers.tick) as sent:
 
             def deliver() -> None:
-                assert self.fleet is not None and sent is not None
+                if sent is None:
+                    return  # no engine of this owner lacks these weights
+                assert self.fleet is not None
                 try:
                     if isinstance(sent, Exception):
                         raise sent
@@ -150,7 +165,7 @@ class Publisher:
                 except EngineError as error:
                     raise PublicationError(f"weights of version {version} were not taken over: {error}") from error
 
-            self._peers.on_main(deliver)
+            self._on_owners(deliver)
 
     def _verify(self, urls: list[str], version: int) -> None:
         """Fixed prompts through the trainer and every engine."""
@@ -175,7 +190,7 @@ class Publisher:
                     )
             return worst
 
-        self.last_gap = self._peers.on_main(compare)
+        self.last_gap = max(self._on_owners(compare))
 
     def _gap(self, row: tuple[list[int], list[int]], found: list[float], expected: list[float]) -> float:
         """Over the discrete tokens but the first."""
