@@ -51,10 +51,10 @@ class VllmRolloutConfig(Sampling):
     """Longest sequence, prompt and latents included; null takes the model's."""
     enforce_eager: bool = False
     """No torch.compile and no CUDA graphs: starts faster, decodes slower."""
-    latents: Literal["recompute", "engine"] = "recompute"
-    """`recompute`: the trainer computes the latents of all rollouts in one batched pass, and its own log-probs with
-    them; `engine`: those that the engine used are sent over, and stages.rl.audit_every compares them with the
-    trainer's."""
+    latents: Literal["engine", "recompute"] = "engine"
+    """`engine`: those that the engine used are sent over, and stages.rl.audit_every compares them with the trainer's.
+    `recompute`: the trainer computes the latents of all rollouts itself, and its own log-probs with them: on sharded
+    weights a pass over all of them for every latent step, which can take longer than the sampling."""
     transport: Literal["files", "broadcast"] = "files"
     """How weights reach the engines. `files`: through shared memory, or through the run directory's file system where
     engines are `separate`. `broadcast`: over the network, from the main rank to all engines at once (NCCL between GPUs,

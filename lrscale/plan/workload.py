@@ -35,7 +35,8 @@ class Workload:
     latent_share: float
     """Of the positions of completions."""
     logprob_passes: int
-    """Forwards besides the update's: recomputed old log-probs, the reference of a KL term."""
+    """Forwards besides the update's: recomputed old log-probs, the reference of a KL term, and recomputed latents, whose
+    gathering of weights for every latent step is left out."""
     passes: int
     """Over all sequences, in the update."""
     minibatches: int
@@ -80,6 +81,7 @@ def workload(
     latent = any(arm in LATENT_ARMS for arm in rl.arms)
     share = (ASSUMED_LATENTS if latent else 0.0) if latent_share is None else latent_share
     every = 0 if not rl.refresh.share or not latent else rl.refresh.every_steps or _steps_of_a_pass(recipe)
+    recomputed_latents = latent and recipe.rollout.kind == "vllm" and recipe.rollout.latents == "recompute"
     traces = every * rl.prompts_per_step * rl.group_size * ASSUMED_POSITIVE * rl.refresh.share
     return Workload(
         prompts=rl.prompts_per_step,
@@ -87,7 +89,7 @@ def workload(
         prompt_tokens=usual if prompt_tokens is None else prompt_tokens,
         lengths=Lengths(ASSUMED_SHARE * limit if mean_new_tokens is None else mean_new_tokens, limit, spread),
         latent_share=share,
-        logprob_passes=(rl.importance.old_logprobs == "recomputed") + (rl.kl.coefficient > 0),
+        logprob_passes=(rl.importance.old_logprobs == "recomputed") + (rl.kl.coefficient > 0) + recomputed_latents,
         passes=rl.passes,
         minibatches=rl.minibatches,
         micro_batch_tokens=recipe.optimisation.micro_batch_tokens,

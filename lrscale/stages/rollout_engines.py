@@ -253,7 +253,8 @@ def finished_rollouts(recipe: Recipe, policy: LatentPolicy, folder: Path, say: C
     config = given
     if not isinstance(config, VllmRolloutConfig):
         config = VllmRolloutConfig(kind="vllm", **given.model_dump(include=set(Sampling.model_fields)))
-    config = config.model_copy(update={"placement": "colocated", "engines": 1, "transport": "files"})
+    alone = {"placement": "colocated", "engines": 1, "transport": "files", "latents": "recompute"}  # nobody asks for them
+    config = config.model_copy(update=alone)
     engine = SingleEngine(policy, recipe.optimisation, ranks=Ranks())
     rollouts = vllm_rollouts(recipe, config, engine, folder, say)
     try:

@@ -50,13 +50,17 @@ class Outcome:
 class Program:
     """A program that runs on so many ranks; each prints one line of JSON that starts with {"rank"."""
 
-    def __init__(self, folder: Path, program: str, *arguments: str, ranks: int = 2) -> None:
+    def __init__(
+        self, folder: Path, program: str, *arguments: str, ranks: int = 2, ranks_a_node: int | None = None
+    ) -> None:
+        here = ranks_a_node or ranks
         self._folder = folder
         # As torchrun does it: the launcher's store outlives every rank.
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks = []
         for rank in range(ranks):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank % here), "WORLD_SIZE": str(ranks)}
+            own |= {"LOCAL_WORLD_SIZE": str(here)}
             own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port)}
             own |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
             self._ranks.append(_FORKED.Process(target=_run, args=(program, arguments, own, str(folder))))
@@ -99,17 +103,19 @@ def _run(program: str, arguments: Sequence[str], environment: dict[str, str], fo
 
 
 @contextmanager
-def started(program: str, *arguments: str, ranks: int = 2) -> Iterator[Program]:
+def started(program: str, *arguments: str, ranks: int = 2, ranks_a_node: int | None = None) -> Iterator[Program]:
     """The program while it runs, for tests that have several to wait for; none is left at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
-        running = Program(Path(folder), program, *arguments, ranks=ranks)
+        running = Program(Path(folder), program, *arguments, ranks=ranks, ranks_a_node=ranks_a_node)
         try:
             yield running
         finally:
             running.end()
 
 
-def launch(program: str, *arguments: str, ranks: int = 2, timeout_s: float = 300) -> Outcome:
+def launch(
+    program: str, *arguments: str, ranks: int = 2, ranks_a_node: int | None = None, timeout_s: float = 300
+) -> Outcome:
     """The program from its start to its end."""
-    with started(program, *arguments, ranks=ranks) as running:
+    with started(program, *arguments, ranks=ranks, ranks_a_node=ranks_a_node) as running:
         return running.outcome(timeout_s)

@@ -30,6 +30,7 @@ SETTINGS = (
     "parallel.ranks_per_node=2",
     "rollout.kind=vllm",
     "rollout.transport=broadcast",
+    "rollout.latents=recompute",
     "rollout.max_new_tokens=72",
     "rollout.enforce_eager=true",
     "rollout.batch_rows=16",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2
 
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Engines speak plain HTTP, and to read the certificates of the world takes longer than an answer."""
 HEALTH_S = 15.0
 """An engine that says nothing for so long counts as gone."""
 
@@ -23,8 +26,14 @@ def health(url: str) -> dict[str, Any] | None:
         return None
 
 
+def lives(url: str) -> bool:
+    """Whether an engine is there and has not failed."""
+    said = health(url)
+    return said is not None and said["state"] != "failed"
+
+
 def _get(url: str) -> dict[str, Any]:
-    with httpx2.Client(timeout=HEALTH_S, trust_env=False) as client:
+    with httpx2.Client(timeout=HEALTH_S, trust_env=False, verify=PLAIN) as client:
         answer = client.get(f"{url}/health")
         answer.raise_for_status()
         return dict(answer.json())
@@ -37,7 +46,7 @@ def ask(url: str, path: str, body: Mapping[str, Any], *, timeout_s: float) -> An
         EngineError: it refused, with its own words, or gave no answer in time.
     """
     try:
-        with httpx2.Client(timeout=timeout_s, trust_env=False) as client:
+        with httpx2.Client(timeout=timeout_s, trust_env=False, verify=PLAIN) as client:
             answer = client.post(f"{url}{path}", json=dict(body))
     except httpx2.TimeoutException as error:
         raise EngineError(f"{url}{path}: no answer within {timeout_s:g} s") from error

@@ -127,6 +127,7 @@ class EngineDesk:
             "request": request,
             "token_ids": ids,
             "logprobs": [step[token].logprob for token, step in zip(ids, answer.logprobs or (), strict=True)],
+            "latents": self._settings.latents and self._settings.latent_token_id in (*row["prompt"], *ids),
             "finish_reason": answer.finish_reason,
             "version_start": version,
             "version_end": self.version,

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-from lrscale.rollout.vllm.client import HEALTH_S, EngineError
+from lrscale.rollout.vllm.client import HEALTH_S, PLAIN, EngineError
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class Round:
     )
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(engine, its answer), each row once.
+        """(engine, its answer), each row once; {latents} of an answer are safetensors, None where it has none.
 
         Raises:
             EngineError: a row failed `limits.tries` times on engines that live.
@@ -122,7 +122,10 @@ class Round:
         waiting = deque(self.rows)
         running: dict[asyncio.Task[list[Row]], _Lane] = {}
         async with httpx2.AsyncClient(
-            timeout=httpx2.Timeout(self.limits.timeout_s, connect=HEALTH_S), trust_env=False, limits=_NO_LIMITS
+            timeout=httpx2.Timeout(self.limits.timeout_s, connect=HEALTH_S),
+            trust_env=False,
+            verify=PLAIN,
+            limits=_NO_LIMITS,
         ) as client:
             try:
                 while waiting or running:
@@ -161,6 +164,8 @@ class Round:
                     if "error" in answer or answer.get("finish_reason") not in ("stop", "length"):
                         row.why = str(answer.get("error", f"finish_reason {answer.get('finish_reason')}"))
                         continue
+                    if answer["latents"]:
+                        answer["latents"] = await self._latents(client, lane.url, answer["request"])
                     del open_rows[row.key]
                     lane.outstanding -= 1
                     if row.key not in self._done:
@@ -197,6 +202,14 @@ class Round:
             async for line in response.aiter_lines():
                 if line:
                     yield json.loads(line)
+
+
+    async def _latents(self, client: httpx2.AsyncClient, url: str, request: str) -> bytes:
+        """At once: they are gone when their engine is."""
+        response = await client.post(f"{url}/latents", json={"requests": [request]})
+        if response.status_code != 200:
+            raise EngineError(f"the latents of a finished sequence: {response.text[:300]}")
+        return response.content
 
 
 _NO_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=None)

@@ -24,7 +24,7 @@ from lrscale.config.rollout import VllmRolloutConfig
 from lrscale.latent import LatentPolicy
 from lrscale.records import LatentSpan, Rollout
 from lrscale.rollout.engine import SamplingPlan
-from lrscale.rollout.vllm.client import EngineError, ask
+from lrscale.rollout.vllm.client import EngineError
 from lrscale.rollout.vllm.dispatch import Limits, Round, Row
 from lrscale.rollout.vllm.publisher import Publisher
 from lrscale.rollout.vllm.stream import prompt_positions, split
@@ -53,10 +53,6 @@ class Trainer:
     world_size: int = 1
     micro_batch_tokens: int = 8192
     """Positions of a batch in which latents are recomputed."""
-
-
-class LatentsLostError(EngineError):
-    """A finished sequence's latents cannot be had from its engine."""
 
 
 class VllmRollouts:
@@ -106,20 +102,11 @@ class VllmRollouts:
             round_ = Round(
                 waiting, urls, sampling, self._limits(), self._peers.tick, self._trainer.rank % max(len(urls), 1)
             )
-            row_of = {row.key: row for row in waiting}
-            lost: list[Row] = []
             for url, answer in round_:
                 place = answer["key"]
-                try:
-                    rollout = self._rollout(tuple(prompts[place]), found[place], url, answer)
-                except LatentsLostError as error:
-                    # The engine died between its answer and the fetching of the latents, which died with it.
-                    row_of[place].why = str(error)
-                    lost.append(row_of[place])
-                    continue
-                yield place, rollout
-            self.retried += round_.retried + len(lost)
-            waiting = [*round_.left, *lost]
+                yield place, self._rollout(tuple(prompts[place]), found[place], url, answer)
+            self.retried += round_.retried
+            waiting = round_.left
             if not self._peers.any(flag=bool(waiting)):
                 return
             if revival < _REVIVALS:
@@ -181,24 +168,19 @@ class VllmRollouts:
             completion_ids=tuple(completion),
             logprobs_T=torch.tensor(logprobs, dtype=torch.float32),
             latent_spans=spans,
-            latents_LH=self._latents(url, answer, sum(span.steps for span in spans)),
+            latents_LH=self._latents(url, answer["latents"], sum(span.steps for span in spans)),
             policy_version=answer["version_start"],
             stop_reason=answer["finish_reason"],
             version_end=answer["version_end"],
         )
 
-    def _latents(self, url: str, answer: dict[str, Any], count: int) -> Tensor:
-        empty = torch.zeros(0, self.policy.backbone.hidden_size, dtype=self.policy.backbone.dtype)
+    def _latents(self, url: str, payload: bytes | None, count: int) -> Tensor:
         if self.config.latents == "recompute" or not count:
-            return empty
-        try:
-            payload = ask(url, "/latents", {"requests": [answer["request"]]}, timeout_s=self.config.request_timeout_s)
-        except EngineError as error:
-            raise LatentsLostError(str(error)) from error
-        latents_LH = load(payload)[answer["request"]].to(empty.dtype)
+            return torch.zeros(0, self.policy.backbone.hidden_size, dtype=self.policy.backbone.dtype)
+        (latents_LH,) = load(payload).values() if payload else (torch.zeros(0),)
         if len(latents_LH) < count:
             raise EngineError(f"{url} returned {len(latents_LH)} latents for a sequence that has {count}")
-        return latents_LH[:count]  # one more may have been computed where the length limit cut a run
+        return latents_LH[:count].to(self.policy.backbone.dtype)  # a cut run may have computed one more
 
 
 def row_seed(seed: int, key: int) -> int:

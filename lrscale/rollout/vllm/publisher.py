@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from lrscale.rollout.vllm.client import EngineError, probe
+from lrscale.rollout.vllm.client import EngineError, lives, probe
 from lrscale.rollout.vllm.fleet import Fleet
 from lrscale.rollout.vllm.transport import Transport
 from lrscale.rollout.weights import PublicationError, Transfer, publication
@@ -26,6 +26,7 @@ from lrscale.rollout.weights import PublicationError, Transfer, publication
 if TYPE_CHECKING:
     from lrscale.latent import LatentPolicy
 
+_TRIES = 3
 _PROBE_TEXTS = ("Anna goes to the mill. ", "So the answer is: ")
 _PROBE_STEPS = (2, 1)
 _PROBE_TOKENS = 32
@@ -96,23 +97,38 @@ class Publisher:
             PublicationError: an engine has other weights afterwards. It is not to be sampled from.
         """
         started = perf_counter()
-        states, *elsewhere = self._on_owners(self._awake)
-        fresh = any(version_ is None for of_node in (states, *elsewhere) for version_ in of_node.values())
-        if projector_only and fresh:
-            parameters, projector_only = self._parameters(), False  # an engine that is new needs all of them
-        self._send(parameters, list(states), version, projector_only=projector_only)
-        self._verify(list(states), version)
-        self._usable = list(states)
+        self._bring(version, parameters=parameters, projector_only=projector_only)
         self.last_seconds = perf_counter() - started
 
     def revive(self, version: int) -> None:
         """Bring up engines that have died, with the weights that the trainer has now, version `version`. Collective."""
-        states = self._on_owners(self._awake)[0]
-        behind = [url for url, has in states.items() if has != version]
-        if self._peers.any(flag=bool(behind)):
-            self._send(self._parameters(), behind, version, projector_only=False)
-            self._verify(behind, version)
-        self._usable = list(states)
+        self._bring(version, only_behind=True)
+
+    def _bring(
+        self,
+        version: int,
+        *,
+        parameters: Iterable[tuple[str, Tensor]] | None = None,
+        projector_only: bool = False,
+        only_behind: bool = False,
+    ) -> None:
+        """To all engines, or those that are behind; once more, and whole, where one has died over it."""
+        for _ in range(_TRIES):
+            states, *elsewhere = self._on_owners(self._awake)
+            urls = [url for url, has in states.items() if not only_behind or has != version]
+            self._usable = list(states)
+            if not self._peers.any(flag=bool(urls)):
+                return
+            fresh = any(has is None for of_node in (states, *elsewhere) for has in of_node.values())
+            if parameters is None or (projector_only and fresh):
+                parameters, projector_only = self._parameters(), False
+            if self._send(parameters, urls, version, projector_only=projector_only):
+                self._verify(urls, version)
+                return
+            parameters = None
+        raise PublicationError(
+            f"rollout engines died {_TRIES} times over the weights of version {version}; see their logs"
+        )
 
     def sleep(self) -> None:
         """Engines that share the trainer's GPUs give them up. Collective."""
@@ -146,26 +162,30 @@ class Publisher:
 
     def _send(
         self, parameters: Iterable[tuple[str, Tensor]], urls: list[str], version: int, *, projector_only: bool
-    ) -> None:
+    ) -> bool:
+        """False where an engine, of whatever owner, has died over it."""
         transport = self.transport
         begin: Callable[[], Transfer] | None = None
         if transport is not None and urls:
             begin = partial(transport.begin, urls, version=version, projector_only=projector_only)
         with publication(parameters, begin, tick=self._peers.tick) as sent:
 
-            def deliver() -> None:
+            def deliver() -> bool:
                 if sent is None:
-                    return  # no engine of this owner lacks these weights
+                    return True  # no engine of this owner lacks these weights
                 assert self.fleet is not None
                 try:
                     if isinstance(sent, Exception):
                         raise sent
                     sent.finish()
                     self.fleet.tell(urls, "/wake", {"tags": ["kv_cache"]}, timeout_s=self._timeout_s)
-                except EngineError as error:
+                except (EngineError, PublicationError) as error:
+                    if not all(lives(url) for url in urls):
+                        return False
                     raise PublicationError(f"weights of version {version} were not taken over: {error}") from error
+                return True
 
-            self._on_owners(deliver)
+            return all(self._on_owners(deliver))
 
     def _verify(self, urls: list[str], version: int) -> None:
         """Fixed prompts through the trainer and every engine."""
