@@ -253,7 +253,12 @@ def finished_rollouts(recipe: Recipe, policy: LatentPolicy, folder: Path, say: C
     config = given
     if not isinstance(config, VllmRolloutConfig):
         config = VllmRolloutConfig(kind="vllm", **given.model_dump(include=set(Sampling.model_fields)))
-    alone = {"placement": "colocated", "engines": 1, "transport": "files", "latents": "recompute"}  # nobody asks for them
+    alone = {
+        "placement": "colocated",
+        "engines": 1,
+        "transport": "files",
+        "latents": "recompute",
+    }  # nobody asks for them
     config = config.model_copy(update=alone)
     engine = SingleEngine(policy, recipe.optimisation, ranks=Ranks())
     rollouts = vllm_rollouts(recipe, config, engine, folder, say)

@@ -203,7 +203,6 @@ class Round:
                 if line:
                     yield json.loads(line)
 
-
     async def _latents(self, client: httpx2.AsyncClient, url: str, request: str) -> bytes:
         """At once: they are gone when their engine is."""
         response = await client.post(f"{url}/latents", json={"requests": [request]})
