@@ -45,8 +45,9 @@ class VllmRolloutConfig(Sampling):
     """Engines altogether."""
     tensor_parallel: PositiveInt = 1
     """GPUs an engine."""
-    gpu_memory_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    """Of a GPU's memory, for weights and KV cache of an engine."""
+    gpu_memory_share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Of a GPU's memory, for weights and KV cache of an engine, which takes it all at its start; null takes 0.6 beside
+    the trainer (`colocated`) and 0.9 on nodes of their own."""
     max_model_len: PositiveInt | None = None
     """Longest sequence, prompt and latents included; null takes the model's."""
     enforce_eager: bool = False
@@ -71,6 +72,11 @@ class VllmRolloutConfig(Sampling):
     """Longest start of an engine, in seconds."""
     environment: dict[Variable, str] = Field(default_factory=dict)
     """Further variables for the engines (VLLM_CPU_KVCACHE_SPACE: "4"). Written into the run directory: no secrets."""
+
+    @property
+    def engine_memory_share(self) -> float:
+        """`gpu_memory_share`, or what stands for null."""
+        return self.gpu_memory_share or (0.6 if self.placement == "colocated" else 0.9)
 
 
 RolloutConfig = Annotated[LocalRolloutConfig | VllmRolloutConfig, Field(discriminator="kind")]

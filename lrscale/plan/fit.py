@@ -20,6 +20,7 @@ from lrscale.plan.topology import dividing_nodes, longest_prompt, longest_sequen
 _MOST_NODES = 64
 _SUGGESTIONS = 4
 _ROUNDING = 0.01
+_ENGINE_SHARES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """GiB; an engine's cache takes what there is, to the last byte."""
 
 
@@ -141,6 +142,10 @@ def _slower(start: Change) -> Iterator[Change]:
     while tokens > longest:
         tokens = max(longest, tokens // 2)
         yield _set(start, "optimisation.micro_batch_tokens", tokens)
+    if recipe.rollout.kind == "vllm":
+        for share in _ENGINE_SHARES:
+            if share < recipe.rollout.engine_memory_share:
+                yield _set(start, "rollout.gpu_memory_share", share)
     rows = recipe.rollout.batch_rows
     while rows > 1:
         rows //= 2
@@ -179,7 +184,7 @@ def _larger(start: Change) -> Iterator[Change]:
             yield Change((*start.options, f"--rollout-nodes {split.rollout_nodes}"), start.recipe, split)
 
 
-def _set(start: Change, key: str, value: int) -> Change:
+def _set(start: Change, key: str, value: float) -> Change:
     shown = str(value).lower() if isinstance(value, bool) else value
     recipe = _with(start.recipe, tuple(key.split(".")), value)
     return Change((*start.options, f"--set {key}={shown}"), recipe, start.layout)

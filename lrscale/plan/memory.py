@@ -230,31 +230,33 @@ class _Needs:
         return self.live if not self.engine_weights else 0
 
     @property
+    def engine_share(self) -> float:
+        """Of a GPU's memory, that an engine takes at its start."""
+        rollout, overheads = self.recipe.rollout, self.machine.overheads
+        if rollout.kind == "vllm" and (rollout.placement == "colocated") == self.layout.colocated:
+            return rollout.engine_memory_share
+        usual = overheads.engine_colocated_share if self.layout.colocated else overheads.engine_memory_share
+        return usual.value
+
+    @property
     def cache_bytes(self) -> float:
         """Of keys and values on one GPU, at most."""
         memory = _bytes(self.recipe.cluster.gpu_memory_gib)
-        overheads = self.machine.overheads
         fixed = self.engine_weights + self.engine_activations
-        free = memory - self.beside_engine - fixed - _bytes(overheads.fragmentation_gib.value)
-        if self.layout.engine == "local":
-            return free
-        usual = overheads.engine_colocated_share if self.layout.colocated else overheads.engine_memory_share
-        rollout = self.recipe.rollout
-        share = rollout.gpu_memory_share if rollout.kind == "vllm" else usual.value
-        return min(free, memory * share - fixed)
+        free = memory - self.beside_engine - fixed - _bytes(self.machine.overheads.fragmentation_gib.value)
+        return free if self.layout.engine == "local" else min(free, memory * self.engine_share - fixed)
 
     @property
     def cache(self) -> float:
-        """What rollout takes for keys and values on one GPU: all sequences of the engine at their longest, or, where
-        that is more than an engine of its own may use, all that it may use."""
+        """What rollout takes for keys and values on one GPU: local decoding for all its sequences at their longest, an
+        engine all that its share of the memory leaves, needed or not (vLLM's gpu_memory_utilization)."""
         shared = min(self.layout.tensor_parallel, self.dims.kv_heads)
-        rl, rows = self.recipe.stages.rl, self.recipe.rollout.batch_rows
-        rows = min(rows, -(-rl.prompts_per_step * rl.group_size // self.layout.engines))
-        wanted = rows * longest_sequence(self.recipe) * self.dims.kv_bytes_per_token(self.element) / shared
+        row = longest_sequence(self.recipe) * self.dims.kv_bytes_per_token(self.element) / shared
         if self.layout.engine == "local":
-            return wanted
-        least = longest_sequence(self.recipe) * self.dims.kv_bytes_per_token(self.element) / shared
-        return max(least, min(wanted, self.cache_bytes))
+            rl, rows = self.recipe.stages.rl, self.recipe.rollout.batch_rows
+            return row * min(rows, -(-rl.prompts_per_step * rl.group_size // self.layout.engines))
+        memory = _bytes(self.recipe.cluster.gpu_memory_gib)
+        return max(row, memory * self.engine_share - self.engine_weights - self.engine_activations)
 
     def phases(self) -> Iterator[Phase]:
         """In the order in which a run gets to them."""

@@ -217,7 +217,7 @@ def engine_settings(recipe: Recipe, config: VllmRolloutConfig, run_dir: Path, sh
         shared_folder="" if shared is None else str(shared),
         dtype=recipe.model.dtype if recipe.model.dtype in ("float32", "bfloat16", "float16") else "auto",
         tensor_parallel=config.tensor_parallel,
-        gpu_memory_share=config.gpu_memory_share,
+        gpu_memory_share=config.engine_memory_share,
         max_model_len=config.max_model_len or 0,
         max_num_seqs=config.batch_rows,
         enforce_eager=config.enforce_eager,
