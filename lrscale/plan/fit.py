@@ -20,8 +20,9 @@ from lrscale.plan.topology import dividing_nodes, longest_prompt, longest_sequen
 _MOST_NODES = 64
 _SUGGESTIONS = 4
 _ROUNDING = 0.01
-_ENGINE_SHARES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """GiB; an engine's cache takes what there is, to the last byte."""
+_ENGINE_SHARES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Of a GPU's memory that are tried."""
 
 
 @dataclass(frozen=True, slots=True)

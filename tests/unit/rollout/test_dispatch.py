@@ -26,6 +26,7 @@ class Engine:
         self.answer = answer
         self.seen: list[int] = []
         self.dead = False
+        self.dies_with_latents = False
         self.calls = 0
         self.gate = threading.Event()
         self.url = ""
@@ -33,7 +34,12 @@ class Engine:
 
 def finished(engine: Engine, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for row in body["rows"]:
-        yield {"key": row["key"], "token_ids": [7], "logprobs": [0.0], "finish_reason": "stop"}
+        yield {"key": row["key"], "token_ids": [7], "logprobs": [0.0], "finish_reason": "stop", "latents": False}
+
+
+def with_latents(engine: Engine, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for answer in finished(engine, body):
+        yield answer | {"request": f"request-{answer['key']}", "latents": True}
 
 
 @contextmanager
@@ -57,6 +63,13 @@ def served(answer: Answer = finished) -> Iterator[Engine]:
                 self.close_connection = True
                 return
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path == "/latents":
+                engine.dead = engine.dies_with_latents
+                if not engine.dead:
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(f"latents of {body['requests'][0]}".encode())
+                return
             engine.calls += 1
             engine.seen += [row["key"] for row in body["rows"]]
             self.send_response(200)
@@ -128,6 +141,16 @@ def test_a_dead_engines_rows_are_sampled_again_and_none_twice(stack: ExitStack):
     assert Counter(keys(round_)) == Counter(range(16))
     assert round_.retried and not round_.left
     assert engines[0].dead and set(engines[0].seen) & set(engines[1].seen)
+
+
+def test_latents_come_with_their_sequence_or_both_come_from_another_engine(stack: ExitStack):
+    """Locks out a sequence of a dead engine without its latents, and one engine's latents with another's sequence."""
+    dying, sound = stack.enter_context(served(with_latents)), stack.enter_context(served(with_latents))
+    dying.dies_with_latents = True
+    found = list(round_over([dying, sound], rows=6))
+    assert sorted(answer["key"] for _, answer in found) == list(range(6))
+    assert dying.seen and {url for url, _ in found} == {sound.url}
+    assert all(answer["latents"].decode() == f"latents of request-{answer['key']}" for _, answer in found)
 
 
 def test_rows_are_left_where_no_engine_lives(stack: ExitStack):
