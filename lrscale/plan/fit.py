@@ -191,7 +191,7 @@ def _set(start: Change, key: str, value: float) -> Change:
     return Change((*start.options, f"--set {key}={shown}"), recipe, start.layout)
 
 
-def _with(recipe: Recipe, key: tuple[str, ...], value: int) -> Recipe:
+def _with(recipe: Recipe, key: tuple[str, ...], value: float) -> Recipe:
     """A copy with one value changed; the value is of the field's own range."""
     section, name = key
     inner: Section = getattr(recipe, section)

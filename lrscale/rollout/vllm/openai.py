@@ -29,7 +29,8 @@ def serve(folder: str, options: Sequence[str]) -> int:
 
     register()
     extension = "lrscale.rollout.vllm.receiver.ServedWorker"
-    sys.argv = [_MODULE, "--model", folder, "--worker-extension-cls", extension, *options]
+    own = ["--worker-extension-cls", extension, "--middleware", "lrscale.rollout.vllm.refusals.RefuseForms"]
+    sys.argv = [_MODULE, "--model", folder, *own, *options]
     runpy.run_module(_MODULE, run_name="__main__", alter_sys=True)
     return 0
 

@@ -117,6 +117,8 @@ def test_wrong_values_are_answered_with_what_is_allowed(override: str, allowed: 
 
 
 SHARDED = ["parallel.kind=zero3", "parallel.ranks_per_node=2"]
+NODES = [*SHARDED, "cluster.nodes=2", "cluster.gpus_per_node=2", "model.device=cuda"]
+NODES += ["rollout.kind=vllm", "rollout.other_modes=local"]
 BROADCAST = ["rollout.kind=vllm", "rollout.transport=broadcast", "rollout.other_modes=local"]
 
 
@@ -145,6 +147,8 @@ BROADCAST = ["rollout.kind=vllm", "rollout.transport=broadcast", "rollout.other_
         ([*SHARDED, "parallel.stall_limit_s=9999"], "more than parallel.collective_timeout_s"),
         ([*SHARDED, "parallel.ds_config=zero4"], "allowed: zero2, zero3, zero3_offload, or a path"),
         ([*SHARDED, "parallel.ds_config=./mine.json"], "no such file: /"),
+        ([*NODES, "rollout.engines=3"], "as many engines on each node, but rollout.engines is 3"),
+        ([*NODES, "rollout.engines=8"], "comes to 4 a node, more than cluster.gpus_per_node, which is 2"),
         ([*BROADCAST, "model.device=cuda"], "NCCL takes no GPU twice into a group"),
     ],
 )

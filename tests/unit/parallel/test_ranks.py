@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrscale.parallel.ranks import Ranks, set_threads
+from lrscale.parallel.ranks import Ranks, set_threads, visible_gpus
 
 
 def test_from_environment(monkeypatch):
@@ -26,3 +26,12 @@ def test_bad_values_are_named(monkeypatch):
         Ranks.from_environment()
     with pytest.raises(ValueError, match="threads"):
         set_threads(0)
+
+
+def test_gpus_to_pass_on_are_named_as_this_process_was_given_them(monkeypatch):
+    """Locks out an engine on a GPU that belongs to another job of the node."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5, GPU-3,1")
+    assert visible_gpus() == ["7", "5", "GPU-3", "1"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1", "2", "3"]

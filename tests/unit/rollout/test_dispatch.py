@@ -42,49 +42,54 @@ def with_latents(engine: Engine, body: dict[str, Any]) -> Iterator[dict[str, Any
         yield answer | {"request": f"request-{answer['key']}", "latents": True}
 
 
+class Handler(BaseHTTPRequestHandler):
+    engine: Engine
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.engine.dead:
+            self.close_connection = True
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"state": "ready"}).encode())
+
+    def do_POST(self) -> None:
+        if self.engine.dead:
+            self.close_connection = True
+            return
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/latents":
+            self.send_latents(body)
+            return
+        self.engine.calls += 1
+        self.engine.seen += [row["key"] for row in body["rows"]]
+        self.send_response(200)
+        self.end_headers()
+        for line in self.engine.answer(self.engine, body):
+            if line is None:
+                self.engine.dead = True
+                return
+            try:
+                self.wfile.write(json.dumps(line).encode() + b"\n")
+                self.wfile.flush()
+            except OSError:
+                return
+
+    def send_latents(self, body: dict[str, Any]) -> None:
+        self.engine.dead = self.engine.dies_with_latents
+        if not self.engine.dead:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"latents of {body['requests'][0]}".encode())
+
+
 @contextmanager
 def served(answer: Answer = finished) -> Iterator[Engine]:
     engine = Engine(answer)
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            if engine.dead:
-                self.close_connection = True
-                return
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"state": "ready"}).encode())
-
-        def do_POST(self) -> None:
-            if engine.dead:
-                self.close_connection = True
-                return
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if self.path == "/latents":
-                engine.dead = engine.dies_with_latents
-                if not engine.dead:
-                    self.send_response(200)
-                    self.end_headers()
-                    self.wfile.write(f"latents of {body['requests'][0]}".encode())
-                return
-            engine.calls += 1
-            engine.seen += [row["key"] for row in body["rows"]]
-            self.send_response(200)
-            self.end_headers()
-            for line in engine.answer(engine, body):
-                if line is None:
-                    engine.dead = True
-                    return
-                try:
-                    self.wfile.write(json.dumps(line).encode() + b"\n")
-                    self.wfile.flush()
-                except OSError:
-                    return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfEngine", (Handler,), {"engine": engine}))
     engine.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

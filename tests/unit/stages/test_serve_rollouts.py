@@ -9,6 +9,7 @@ import pytest
 
 from lrscale.config.recipe import Recipe
 from lrscale.rollout.vllm.settings import own_address
+from lrscale.stages.rollout_engines import engine_variables
 from lrscale.stages.serve_rollouts import engines_here, main
 
 
@@ -29,6 +30,16 @@ def test_engines_are_shared_out_among_the_nodes_of_the_role():
         rollout = {"kind": "vllm", "placement": "separate", "engines": engines, "tensor_parallel": width}
         recipe = Recipe.model_validate({"model": {"device": device}, "rollout": rollout, "cluster": cluster})
         assert engines_here(recipe, recipe.rollout) == here
+
+
+def test_every_engine_of_a_node_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    """Locks out two engines on the same GPUs, the second of which finds no memory there."""
+    recipe = Recipe.model_validate({"rollout": {"kind": "vllm", "tensor_parallel": 2}})
+    monkeypatch.setattr("lrscale.stages.rollout_engines.visible_gpus", lambda: ["4", "5", "6", "7", "8"])
+    gpus = [engine_variables(recipe, recipe.rollout, index)["CUDA_VISIBLE_DEVICES"] for index in (0, 1)]
+    assert gpus == ["4,5", "6,7"]
+    with pytest.raises(ValueError, match="engine 2 of this node needs"):
+        engine_variables(recipe, recipe.rollout, 2)
 
 
 def test_the_address_told_to_other_nodes_is_none_of_loopback(monkeypatch: pytest.MonkeyPatch):
