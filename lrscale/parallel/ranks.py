@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,11 @@ def visible_gpus() -> list[str]:
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     count = torch.cuda.device_count()
     return names[:count] or [str(index) for index in range(count)]
+
+
+def not_given(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those that the environment does not set already."""
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def set_threads(threads: int | None) -> None:

@@ -28,9 +28,9 @@ from lrscale.rollout.vllm.publisher import Delivery, Publisher
 from lrscale.rollout.vllm.settings import EngineSettings
 from lrscale.rollout.vllm.transport import Broadcast, Files, Transport
 
-_CPU_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+CPU_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """The trainer computes on the same cores by turns, so none is an engine's own."""
-_VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 """V2 of vLLM's runner is not tested with latent steps (lrscale.rollout.vllm.compatibility)."""
 NEEDS_VLLM = (
     "rollout.kind vllm needs vLLM, which is not installed in this environment: pip install 'lrscale[vllm]' (on a "
@@ -237,14 +237,14 @@ def engine_variables(recipe: Recipe, config: VllmRolloutConfig, index: int) -> d
     """
     gpus = [] if recipe.model.device == "cpu" else visible_gpus()
     if not gpus:
-        return {**_VARIABLES, **_CPU_VARIABLES, **config.environment}
+        return {**VARIABLES, **CPU_VARIABLES, **config.environment}
     own = gpus[index * config.tensor_parallel :][: config.tensor_parallel]
     if len(own) < config.tensor_parallel:
         raise ValueError(
             f"engine {index} of this node needs rollout.tensor_parallel ({config.tensor_parallel}) GPUs of its own, and "
             f"{len(gpus)} are visible: lower rollout.engines or rollout.tensor_parallel, or make more visible"
         )
-    return {**_VARIABLES, "CUDA_VISIBLE_DEVICES": ",".join(own), **config.environment}
+    return {**VARIABLES, "CUDA_VISIBLE_DEVICES": ",".join(own), **config.environment}
 
 
 def finished_rollouts(recipe: Recipe, policy: LatentPolicy, folder: Path, say: Callable[[str], None]) -> VllmRollouts:

@@ -18,11 +18,12 @@ from pathlib import Path
 import httpx2
 
 from lrscale.parallel.loading import model_source
+from lrscale.parallel.ranks import not_given, visible_gpus
 from lrscale.rollout.vllm.model_folder import prepare
 from lrscale.rollout.vllm.process import ServerProcess
 from lrscale.stages.attempts import termination_interrupts
+from lrscale.stages.rollout_engines import CPU_VARIABLES, VARIABLES
 
-_VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 _LOOK_S = 0.3
 _SAY_EVERY_S = 10.0
 FAILED, BAD, INTERRUPTED = 6, 3, 130
@@ -71,7 +72,8 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
     words += ["--served-model-name", options.served_name or Path(options.model).name]
     words += ["--max-model-len", str(options.max_model_len)] if options.max_model_len else []
     words += ["--enforce-eager"] if options.eager else []
-    process = ServerProcess("server", folder / "server.log", _VARIABLES)
+    variables = VARIABLES if visible_gpus() else VARIABLES | not_given(CPU_VARIABLES)
+    process = ServerProcess("server", folder / "server.log", variables)
     process.run("lrscale.rollout.vllm.openai", str(prepared.path), *words)
     try:
         url = f"http://{options.host}:{options.port}"
