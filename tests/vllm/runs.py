@@ -17,6 +17,16 @@ from tests.distributed.ranks import ROOT
 
 PROMPTS, SAMPLES = 4, 3
 """Of a step of tiny-short."""
+SMALL = (
+    "rollout.kind=vllm",
+    "rollout.max_new_tokens=72",
+    "rollout.enforce_eager=true",
+    "rollout.batch_rows=16",
+    "rollout.max_model_len=512",
+    "stages.run=[rl]",
+    "stages.rl.save_rollouts_every=1",
+)
+"""RL alone, on an engine that starts soon."""
 
 
 def started(log: Path, *words: str) -> subprocess.Popen[bytes]:
@@ -29,8 +39,8 @@ def started(log: Path, *words: str) -> subprocess.Popen[bytes]:
 
 
 def launched(log: Path, name: str, settings: Sequence[str]) -> subprocess.Popen[bytes]:
-    """A run of tiny-short with these settings, in runs/NAME beside its log."""
-    options = [word for setting in settings for word in ("--set", setting)]
+    """A run of tiny-short with SMALL and these settings, in runs/NAME beside its log."""
+    options = [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
     return started(log, "launch", "tiny-short", "--name", name, *options)
 
 

@@ -21,16 +21,9 @@ STEPS = 4
 SETTINGS = (
     "parallel.kind=zero3",
     "parallel.ranks_per_node=2",
-    "rollout.kind=vllm",
     "rollout.transport=broadcast",
     "rollout.latents=recompute",
-    "rollout.max_new_tokens=72",
-    "rollout.enforce_eager=true",
-    "rollout.batch_rows=16",
-    "rollout.max_model_len=512",
-    "stages.run=[rl]",
     f"stages.rl.steps={STEPS}",
-    "stages.rl.save_rollouts_every=1",
     "stages.rl.audit_every=1",
     "stages.rl.importance.old_logprobs=recomputed",
 )

@@ -14,16 +14,9 @@ pytestmark = pytest.mark.slow
 
 STEPS = 3
 SETTINGS = (
-    "rollout.kind=vllm",
     "rollout.placement=separate",
     "rollout.transport=broadcast",
-    "rollout.max_new_tokens=64",
-    "rollout.enforce_eager=true",
-    "rollout.batch_rows=16",
-    "rollout.max_model_len=512",
-    "stages.run=[rl]",
     f"stages.rl.steps={STEPS}",
-    "stages.rl.save_rollouts_every=1",
 )
 
 
