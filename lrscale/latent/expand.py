@@ -1,8 +1,9 @@
 """Recompute every latent of recorded sequences in order, batched, with gradients through the whole chain.
 
 Round r feeds the r-th stretch of text of every row, up to its next marker, then as many latent steps
-as the longest run of the round needs; rows with shorter runs write holes. So a batch takes
-rounds x (1 + max N) forwards whatever its size (method, section 5).
+as the longest run of the round needs; rows with shorter runs write holes. The last latent of a run makes no other,
+so it goes in with the text behind it: a batch takes rounds x max N forwards, and one, whatever its size
+(method, section 5).
 
 Legend: B rows, T tokens, L latents of a row, H hidden width.
 """
@@ -81,32 +82,65 @@ def feed_rows(
     """
     rows, columns = packed.ids_BT.shape
     device = packed.ids_BT.device
+    first_slot = stream.slots
     slot_BT = torch.zeros(rows, columns, dtype=torch.long)
     hidden: list[Tensor] = []
     latents: list[list[Tensor]] = [[] for _ in range(rows)]
 
     rounds = _rounds(packed, spans, pace)
-    forwards = pace.most(*(int(count_B.max()) for _, *counts in rounds for count_B in counts))
-    for (start_B, length_B, steps_B), any_width, most_steps in zip(rounds, forwards[::2], forwards[1::2], strict=True):
-        if any_width:
-            width = max(1, int(length_B.max()))
-            offset_K = torch.arange(width)
-            column_BK = (start_B[:, None] + offset_K).clamp(max=columns - 1)
-            real_BK = offset_K < length_B[:, None]
+    most = pace.most(*(int(count_B.max()) for _, *counts in rounds for count_B in counts))
+    last_latents = _LastLatents(rows)
+    steps_before = 0
+    for (start_B, length_B, steps_B), most_text, most_steps in zip(rounds, most[::2], most[1::2], strict=True):
+        if most_text or steps_before:
+            lead_B = last_latents.waits_B.long()
+            width = max(1, int((lead_B + length_B).max()))
+            offset_BK = torch.arange(width) - lead_B[:, None]
+            column_BK = (start_B[:, None] + offset_BK).clamp(0, columns - 1)
+            text_BK = (offset_BK >= 0) & (offset_BK < length_B[:, None])
+            slot_BK = (stream.slots - first_slot + torch.arange(width)).expand_as(column_BK)
             row_BK = torch.arange(rows)[:, None].expand_as(column_BK)
-            slot_BT[row_BK[real_BK], column_BK[real_BK]] = (stream.slots + offset_K).expand_as(column_BK)[real_BK]
+            slot_BT[row_BK[text_BK], column_BK[text_BK]] = slot_BK[text_BK]
+            slot_BT[last_latents.waits_B, start_B[last_latents.waits_B] - 1] = stream.slots - first_slot
             embeds_BKH = stream.backbone.embed(packed.ids_BT.gather(1, column_BK.to(device)))
-            hidden.append(stream.feed(embeds_BKH, length_B.to(device)))
+            hidden.append(stream.feed(last_latents.put_first(embeds_BKH), (lead_B + length_B).to(device)))
         for step in range(most_steps):
             active_B = steps_B > step
-            active_rows = active_B.nonzero().squeeze(1)
             z_AH = next_latents(projector, stream.hidden_BH, active_B.to(device), mode)
-            slot_BT[active_rows, (start_B + length_B - 1)[active_rows]] = stream.slots
-            embeds_BH = torch.zeros_like(stream.hidden_BH).index_put((active_rows.to(device),), z_AH)
-            hidden.append(stream.feed(embeds_BH[:, None], active_B.long().to(device)))
-            for row, z_H in zip(active_rows.tolist(), z_AH.unbind(0), strict=True):
+            for row, z_H in zip(active_B.nonzero().squeeze(1).tolist(), z_AH.unbind(0), strict=True):
                 latents[row].append(z_H)
+            last_latents.keep(active_B, z_AH, steps_B == step + 1)
+            if step + 1 < most_steps:
+                more_B = steps_B > step + 1
+                embeds_BH = torch.zeros_like(stream.hidden_BH)
+                embeds_BH = embeds_BH.index_put((active_B.to(device),), z_AH)
+                hidden.append(stream.feed(embeds_BH[:, None], more_B.long().to(device)))
+        steps_before = most_steps
     return Fed(hidden, slot_BT, latents)
+
+
+class _LastLatents:
+    """The last latents of runs, which wait for the text behind them."""
+
+    def __init__(self, rows: int) -> None:
+        self.waits_B = torch.zeros(rows, dtype=torch.bool)
+        self._z: dict[int, Tensor] = {}
+
+    def keep(self, active_B: Tensor, z_AH: Tensor, last_B: Tensor) -> None:
+        """Of the latents just made, those that are the last of their run."""
+        self.waits_B = self.waits_B | last_B
+        for row, z_H, last in zip(active_B.nonzero().squeeze(1).tolist(), z_AH, last_B[active_B].tolist(), strict=True):
+            if last:
+                self._z[row] = z_H
+
+    def put_first(self, embeds_BKH: Tensor) -> Tensor:
+        """In column 0 of their rows; none waits any longer."""
+        if not self._z:
+            return embeds_BKH
+        rows = torch.tensor(list(self._z), device=embeds_BKH.device)
+        z_AH = torch.stack(list(self._z.values()))
+        self.waits_B, self._z = torch.zeros_like(self.waits_B), {}
+        return embeds_BKH.index_put((rows, torch.zeros_like(rows)), z_AH)
 
 
 def _rounds(packed: PackedRows, spans: Sequence[Spans], pace: Pace) -> list[tuple[Tensor, Tensor, Tensor]]:
