@@ -2,7 +2,7 @@
 
 Round r feeds the r-th stretch of text of every row, up to its next marker, then as many latent steps
 as the longest run of the round needs; rows with shorter runs write holes. The last latent of a run makes no other,
-so it goes in with the text behind it: a batch takes rounds x max N forwards, and one, whatever its size
+so it goes in with the text behind it: a batch takes markers x max N forwards, and one, whatever its size
 (method, section 5).
 
 Legend: B rows, T tokens, L latents of a row, H hidden width.

@@ -317,7 +317,7 @@ class _Job:
 
     @property
     def refresh_s(self) -> float:
-        """Projector SFT on the refresh's rows: expand runs rounds x (1 + latent steps) forwards a micro-batch
+        """Projector SFT on the refresh's rows: expand runs markers x latent steps forwards a micro-batch, and one
         (`lrscale.latent.expand`), each of which gathers every layer where weights are sharded, and once more in the
         backward pass."""
         if not self.work.refresh_every:
@@ -332,7 +332,7 @@ class _Job:
         computing_s = work / (self.peak * self.machine.efficiencies.training.value * self.layout.train_gpus)
         batches = -(-self.work.refresh_rows // self.recipe.stages.projector_sft.batch_rows)
         micro = max(batches, -(-positions // (self.work.micro_batch_tokens * self.layout.train_gpus)))
-        forwards = (MARKERS_A_ROW + 1) * (1 + traces.max_steps)
+        forwards = MARKERS_A_ROW * traces.max_steps + 1
         size = self.bytes - self.projector_bytes
         moving_s = micro * forwards * 2 * self.gathered_s(size, self.dims.layers)
         return self._beside(computing_s, moving_s)

@@ -56,7 +56,13 @@ def test_a_study_tells_everything(studied: Study) -> None:
     assert studied.failures > 0 and studied.phases["lost"] > 0
     assert sum(studied.phases.values()) == pytest.approx(1.0)
     assert studied.split is not None and 0 < studied.split.best.generate_nodes < 8
-    assert studied.intervals.best.simulated < studied.intervals.chosen.simulated
+    intervals = studied.intervals
+    assert (
+        intervals.best.simulated
+        == min(cost.simulated for cost in intervals.costs)
+        < max(cost.simulated for cost in intervals.costs)
+    )
+    assert intervals.chosen in intervals.costs
     own, other = studied.reasoning
     assert (own.name, other.name, other.latent_steps) == ("with latents", "discrete", 0.0)
     assert other.tokens > own.tokens
