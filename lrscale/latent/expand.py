@@ -124,22 +124,24 @@ class _LastLatents:
 
     def __init__(self, rows: int) -> None:
         self.waits_B = torch.zeros(rows, dtype=torch.bool)
-        self._z: dict[int, Tensor] = {}
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def keep(self, active_B: Tensor, z_AH: Tensor, last_B: Tensor) -> None:
-        """Of the latents just made, those that are the last of their run."""
+        """Of the latents just made, those that are the last of their run; last_B is true at active rows alone."""
         self.waits_B = self.waits_B | last_B
-        for row, z_H, last in zip(active_B.nonzero().squeeze(1).tolist(), z_AH, last_B[active_B].tolist(), strict=True):
-            if last:
-                self._z[row] = z_H
+        self._kept.append((last_B.nonzero().squeeze(1), z_AH[last_B[active_B].to(z_AH.device)]))
 
     def put_first(self, embeds_BKH: Tensor) -> Tensor:
-        """In column 0 of their rows; none waits any longer."""
-        if not self._z:
+        """In column 0 of their rows; none waits any longer.
+
+        Where this rank has none but another has, what comes back still hangs on the projector: the backward pass has to
+        run the same forwards again on every rank.
+        """
+        if not self._kept:
             return embeds_BKH
-        rows = torch.tensor(list(self._z), device=embeds_BKH.device)
-        z_AH = torch.stack(list(self._z.values()))
-        self.waits_B, self._z = torch.zeros_like(self.waits_B), {}
+        rows = torch.cat([rows for rows, _ in self._kept]).to(embeds_BKH.device)
+        z_AH = torch.cat([z_AH for _, z_AH in self._kept])
+        self.waits_B, self._kept = torch.zeros_like(self.waits_B), []
         return embeds_BKH.index_put((rows, torch.zeros_like(rows)), z_AH)
 
 
