@@ -14,7 +14,7 @@ from tests.distributed.ranks import ROOT, Program, launch, started
 pytestmark = pytest.mark.slow
 
 TINY_BASE = ROOT / "lrscale/tasks/assets/tiny_base"
-CASES = ["markers", "backward", "heads", "decode", "batches"]
+CASES = ["markers", "backward", "single_steps", "heads", "decode", "batches"]
 
 
 @pytest.fixture(scope="module")

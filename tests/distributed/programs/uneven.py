@@ -1,6 +1,6 @@
 """Ranks with different work, in lockstep or without.
 
-uneven FOLDER CASE[,CASE...] on|off      cases: markers backward heads decode batches
+uneven FOLDER CASE[,CASE...] on|off      cases: markers backward single_steps heads decode batches
 """
 
 from __future__ import annotations
@@ -41,8 +41,20 @@ def markers(engine: Engine, plain: Engine, rows: list[list[int]], rank: int) -> 
 
 def backward(engine: Engine, plain: Engine, rows: list[list[int]], rank: int) -> bool:
     """The same with gradients: the backward graphs have to match, not only the forwards."""
+    return same_gradients(engine, plain, [rows[3], rows[2]], rank)
+
+
+def single_steps(engine: Engine, plain: Engine, rows: list[list[int]], rank: int) -> bool:
+    """Runs of one latent each, which go in with the text behind them: a rank without any must hang on them too."""
+    marker = plain.policy.marker_ids(1)
+    with_markers = [*rows[2][:5], *marker, *rows[2][5:10], *marker, *rows[2][10:]]
+    return same_gradients(engine, plain, [with_markers, rows[2]], rank)
+
+
+def same_gradients(engine: Engine, plain: Engine, of_ranks: list[list[int]], rank: int) -> bool:
+    """A row a rank under ZeRO-3, against all rows in one process."""
     gradients = []
-    for one, chosen in ((engine, [rows[3] if rank == 0 else rows[2]]), (plain, [rows[3], rows[2]])):
+    for one, chosen in ((engine, [of_ranks[rank]]), (plain, of_ranks)):
         with one.training("projector"):
             one.backward(-logprobs(one.policy, chosen).sum() / 100)
             named = one.policy.projector.named_parameters()
@@ -72,7 +84,14 @@ def batches(engine: Engine, plain: Engine, rows: list[list[int]], rank: int) -> 
     return decoded_alike(engine, plain, [] if rank == 1 else rows, stop_ids=[])
 
 
-CASES = {"markers": markers, "backward": backward, "heads": heads, "decode": decode, "batches": batches}
+CASES = {
+    "markers": markers,
+    "backward": backward,
+    "single_steps": single_steps,
+    "heads": heads,
+    "decode": decode,
+    "batches": batches,
+}
 
 
 def logprobs(policy: LatentPolicy, rows: list[list[int]]) -> torch.Tensor:
