@@ -5,11 +5,13 @@ Legend: B rows, K positions fed now, S positions in the cache (K included), H hi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -98,9 +100,12 @@ class Backbone:
     ) -> Tensor:
         """Forward of K new positions behind those in the cache; hidden states [B, K, H] after the final norm.
 
-        Without a mask it is causal over an empty cache.
+        Without a mask it is causal over an empty cache. Layers are checkpointed where the model asks for it; the
+        cache must be one that a layer may update twice (PieceLayer).
         """
-        with _training_mode(self.model, on=False):  # transformers drops the cache of a checkpointed training forward
+        checkpointed = self.checkpoints_layers and torch.is_grad_enabled()
+        # transformers drops the cache of a checkpointed training forward, so its own way is switched off.
+        with _training_mode(self.model, on=False), _checkpointed(self._blocks() if checkpointed else ()):
             return self.model.base_model(
                 inputs_embeds=embeds_BKH,
                 attention_mask=mask,
@@ -154,9 +159,8 @@ class Backbone:
         Raises:
             ValueError: no gated or plain MLP from width H to width H is there (mixtures of experts, exotic blocks).
         """
-        inner = self.model.base_model
-        blocks = getattr(inner, "layers", None) or getattr(inner, "h", None)
-        mlp = getattr(blocks[-1], "mlp", None) if blocks is not None and len(blocks) else None
+        blocks = self._blocks()
+        mlp = getattr(blocks[-1], "mlp", None) if len(blocks) else None
         if not isinstance(mlp, nn.Module):
             raise ValueError(
                 f"{type(self.model).__name__} has no `mlp` in its last block, so there is nothing to clone the "
@@ -169,6 +173,11 @@ class Backbone:
             )
         return mlp
 
+    def _blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks; none where the model calls them by another name."""
+        inner = self.model.base_model
+        return getattr(inner, "layers", None) or getattr(inner, "h", None) or ()
+
 
 def _sliding_layers(config: object) -> str:
     """`` (none), `all` or `some` layers attend within a window (Mistral, Gemma 2 and 3, Qwen with the option on)."""
@@ -179,6 +188,21 @@ def _sliding_layers(config: object) -> str:
         return "all"
     sliding = [kind == "sliding_attention" for kind in kinds]
     return "some" if any(sliding) else ""
+
+
+@contextmanager
+def _checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Each block's forward keeps its inputs only and runs again in the backward pass."""
+    before = [block.__dict__.get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, determinism_check="none")
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            del block.forward
+            if forward is not None:  # somebody else's, as accelerate's hooks set it
+                block.forward = forward
 
 
 @contextmanager

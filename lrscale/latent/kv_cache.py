@@ -7,6 +7,7 @@ cache for each latent step or token; its StaticCache attends over its full lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,26 +58,46 @@ class GrowingLayer(DynamicLayer):
         return kept
 
 
+class Piece(NamedTuple):
+    """What one forward added to a layer's cache: [rows, heads, K, head_dim] each."""
+
+    keys: Tensor
+    values: Tensor
+    taken_B: Tensor | None = None
+    """Which of its rows each row of the batch sees; None where they are the batch's own, in order."""
+
+    def taken(self, rows: Tensor) -> Piece:
+        """The same for a batch of these rows of the present one."""
+        return self._replace(taken_B=rows if self.taken_B is None else self.taken_B[rows])
+
+    def of_rows(self, part: Tensor) -> Tensor:
+        """Keys or values, a row of the batch each."""
+        return part if self.taken_B is None else part[self.taken_B]
+
+
 class PieceLayer(DynamicLayer):
     """Keeps each chunk's keys and values as a tensor of its own, so that gradients flow through all of them.
 
-    `pieces` are earlier chunks; `fresh` is what the latest forward added. Nothing is written in place,
-    and under activation checkpointing only the pieces are kept, not the concatenations.
+    `pieces` are earlier chunks; `fresh` is what the forward added. Nothing is written in place and no concatenation is
+    kept, so a layer under activation checkpointing may run twice.
     """
 
-    def __init__(self, pieces: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+    def __init__(self, pieces: Sequence[Piece] = ()) -> None:
         super().__init__()
         self.pieces = tuple(pieces)
-        self.fresh: tuple[Tensor, Tensor] | None = None
+        self.fresh: Piece | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.fresh = (key_states, value_states)
-        all_pieces = (*self.pieces, self.fresh)
-        self.keys = torch.cat([keys for keys, _ in all_pieces], dim=-2)
-        self.values = torch.cat([values for _, values in all_pieces], dim=-2)
-        return self.keys, self.values
+        if self.fresh is None:  # what a recomputation gives is used for this layer alone
+            self.fresh = Piece(key_states, value_states)
+        keys = torch.cat([*(piece.of_rows(piece.keys) for piece in self.pieces), key_states], dim=-2)
+        values = torch.cat([*(piece.of_rows(piece.values) for piece in self.pieces), value_states], dim=-2)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return sum(piece.keys.shape[-2] for piece in self.pieces)
 
 
 def cache_of(layer: Callable[[], DynamicLayer], layers: int) -> Cache:

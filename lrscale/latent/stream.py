@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
 from lrscale.latent.backbone import AttentionMask, Backbone
-from lrscale.latent.kv_cache import GrowingLayer, PieceLayer, cache_of
+from lrscale.latent.kv_cache import GrowingLayer, Piece, PieceLayer, cache_of
 
 
 class LatentStream:
@@ -25,7 +24,7 @@ class LatentStream:
         self.backbone = backbone
         self._grad = torch.is_grad_enabled()
         self._cache = cache_of(GrowingLayer, backbone.layers)
-        self._pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(backbone.layers)]
+        self._pieces: list[list[Piece]] = [[] for _ in range(backbone.layers)]
         device = backbone.device
         self._key_position_BS = torch.zeros(rows, 0, dtype=torch.long, device=device)
         self._key_valid_BS = torch.zeros(rows, 0, dtype=torch.bool, device=device)
@@ -65,8 +64,11 @@ class LatentStream:
         return hidden_BKH
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, in this order; a row may be taken several times. Inference only."""
-        self._cache.batch_select_indices(rows)
+        """Go on with these rows only, in this order; a row may be taken several times."""
+        if self._grad:
+            self._pieces = [[piece.taken(rows) for piece in pieces] for pieces in self._pieces]
+        else:
+            self._cache.batch_select_indices(rows)
         self._key_position_BS = self._key_position_BS[rows]
         self._key_valid_BS = self._key_valid_BS[rows]
         self.position_B = self.position_B[rows]
@@ -75,26 +77,8 @@ class LatentStream:
     def _forward(self, embeds_BKH: Tensor, mask: AttentionMask | None, position_BK: Tensor) -> Tensor:
         if not self._grad:
             return self.backbone.forward_cached(embeds_BKH, mask, position_BK, self._cache)
-        flat = [tensor for layer in self._pieces for piece in layer for tensor in piece]
-        arguments = (embeds_BKH, mask, position_BK, *flat)
-        if self.backbone.checkpoints_layers:
-            hidden_BKH, *fresh = checkpoint(
-                self._forward_pieces, *arguments, use_reentrant=False, determinism_check="none"
-            )
-        else:
-            hidden_BKH, *fresh = self._forward_pieces(*arguments)
-        for layer, pieces in enumerate(self._pieces):
-            pieces.append((fresh[2 * layer], fresh[2 * layer + 1]))
-        return hidden_BKH
-
-    def _forward_pieces(
-        self, embeds_BKH: Tensor, mask: AttentionMask | None, position_BK: Tensor, *flat: Tensor
-    ) -> tuple[Tensor, ...]:
-        """A pure function of its tensors, as activation checkpointing needs it. Returns hidden, k_0, v_0, k_1 ..."""
-        a_layer = len(flat) // self.backbone.layers
-        layers = [
-            PieceLayer(list(zip(part[::2], part[1::2], strict=True)))
-            for part in (flat[i * a_layer : (i + 1) * a_layer] for i in range(self.backbone.layers))
-        ]
+        layers = [PieceLayer(pieces) for pieces in self._pieces]
         hidden_BKH = self.backbone.forward_cached(embeds_BKH, mask, position_BK, Cache(layers=layers))
-        return hidden_BKH, *(tensor for layer in layers for tensor in layer.fresh)
+        for pieces, layer in zip(self._pieces, layers, strict=True):
+            pieces.append(layer.fresh)
+        return hidden_BKH
