@@ -6,7 +6,7 @@ Axes: P prompts in a step, G samples a prompt, B rows, T tokens, S positions
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -112,11 +112,32 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """What rows of a batch have in front of them, run once for all rows that have the same."""
+
+    ids: tuple[tuple[int, ...], ...]
+    """Token ids of each different prefix; one may be empty. No marker ends in them."""
+    of_row_B: tuple[int, ...]
+    """Which prefix each row stands behind."""
+
+    @classmethod
+    def of(cls, prefixes_B: Sequence[tuple[int, ...]]) -> SharedPrefix:
+        """From each row's own."""
+        number = {ids: index for index, ids in enumerate(dict.fromkeys(prefixes_B))}
+        return cls(tuple(number), tuple(number[ids] for ids in prefixes_B))
+
+    @property
+    def lengths_B(self) -> tuple[int, ...]:
+        """Tokens in front of each row."""
+        return tuple(len(self.ids[index]) for index in self.of_row_B)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainBatch:
     """Rows of one update, right-padded; latents enter as constants."""
 
     input_ids_BT: Tensor
-    """[B, T] prompt and completion tokens (int64)."""
+    """[B, T] prompt and completion tokens (int64), those of the shared prefix left out."""
     attention_mask_BT: Tensor
     """[B, T] 1 where a token is real; never derived from token ids (pad may equal eos)."""
     action_mask_BT: Tensor
@@ -127,3 +148,5 @@ class TrainBatch:
     """[B] advantage of the row, shared by its tokens."""
     latents: tuple[Tensor, ...]
     """One [L, H] tensor a row, as recorded by the rollout."""
+    prefix: SharedPrefix | None = None
+    """The part of the prompts that is run once for the samples of a prompt."""

@@ -31,10 +31,11 @@ from lrscale.latent.layout import PackedRows, Spans, gather_positions, pack_rows
 from lrscale.latent.marker import MarkerDetector
 from lrscale.latent.marker_tokens import ensure_marker_tokens
 from lrscale.latent.pace import ALONE, Pace
+from lrscale.latent.prefix import spans_behind, stream_behind
 from lrscale.latent.projector import ProjectorKind, ReasoningProjector
 from lrscale.latent.replay import fit_spans, projector_inputs, replay_rows
 from lrscale.latent.stream import LatentStream
-from lrscale.records import Rollout
+from lrscale.records import Rollout, SharedPrefix
 
 DEFAULT_PROJECTOR_LAYERS = 3
 DEFAULT_MAX_LATENT_STEPS = 32
@@ -199,15 +200,22 @@ class LatentPolicy(nn.Module):
         """Token ids of the marker that asks for `steps` latent steps."""
         return list(self.detector.marker_ids(steps))
 
-    def expand(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, mode: LatentMode = "real") -> TokenOutput:
+    def expand(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        mode: LatentMode = "real",
+        prefix: SharedPrefix | None = None,
+    ) -> TokenOutput:
         """Recompute all latents in order; differentiable through the whole chain (method, section 5).
 
-        Rows may be padded on either side; the attention mask alone says what is padding.
+        Rows may be padded on either side; the attention mask alone says what is padding. With `prefix` they go on
+        behind what they share, which is run once; what comes back is about their own tokens.
         """
         packed = self._packed(input_ids_BT, attention_mask_BT)
-        spans = self._spans(packed, mode)
-        self.backbone.check_positions(_positions(packed, spans))
-        stream = LatentStream(self.backbone, len(spans))
+        spans = self._spans(packed, mode, prefix)
+        self.backbone.check_positions(_positions(packed, spans, prefix))
+        stream = stream_behind(self.backbone, prefix) if prefix else LatentStream(self.backbone, len(spans))
         hidden_BTH, latents = expand_rows(stream, self.projector, packed, spans, mode, self.pace)
         return self._output(hidden_BTH, latents, spans, packed)
 
@@ -217,16 +225,18 @@ class LatentPolicy(nn.Module):
         attention_mask_BT: Tensor,
         latents: Sequence[Tensor],
         mode: LatentMode = "real",
+        prefix: SharedPrefix | None = None,
     ) -> TokenOutput:
-        """One forward with recorded latents as constants: one [L, H] tensor a row, in order.
+        """One forward with recorded latents as constants: one [L, H] tensor a row, in order. `prefix` as in `expand`.
 
         Raises:
             ValueError: a row's latents do not fit its markers (a run cut by a length limit at the end fits).
         """
         packed = self._packed(input_ids_BT, attention_mask_BT)
-        spans = fit_spans(self._spans(packed, mode), packed.lengths_B, latents)
-        self.backbone.check_positions(_positions(packed, spans))
-        hidden_BTH = replay_rows(self.backbone, packed, spans, latents)
+        spans = fit_spans(self._spans(packed, mode, prefix), packed.lengths_B, latents)
+        self.backbone.check_positions(_positions(packed, spans, prefix))
+        stream = stream_behind(self.backbone, prefix) if prefix else None
+        hidden_BTH = replay_rows(self.backbone, packed, spans, latents, stream)
         return self._output(hidden_BTH, tuple(latents), spans, packed)
 
     def projector_inputs(
@@ -330,9 +340,11 @@ class LatentPolicy(nn.Module):
     def _packed(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> PackedRows:
         return pack_rows(input_ids_BT.to(self.device), attention_mask_BT.to(self.device))
 
-    def _spans(self, packed: PackedRows, mode: LatentMode) -> list[Spans]:
+    def _spans(self, packed: PackedRows, mode: LatentMode, prefix: SharedPrefix | None = None) -> list[Spans]:
         if mode == "zero":
             return [()] * packed.ids_BT.shape[0]
+        if prefix is not None:
+            return spans_behind(self.detector, prefix, packed)
         columns = torch.arange(packed.ids_BT.shape[1], device=packed.ids_BT.device)
         found = self.detector.find_batch(packed.ids_BT, (columns < packed.lengths_B[:, None]).long())
         return [tuple(spans) for spans in found]
@@ -348,10 +360,11 @@ class LatentPolicy(nn.Module):
         return TokenOutput(hidden_BTH, latents, tuple(spans), self.backbone.head)
 
 
-def _positions(packed: PackedRows, spans: Sequence[Spans]) -> int:
-    """Longest row in positions, latents included."""
-    lengths = packed.lengths_B.tolist()
-    return max(n + sum(span.steps for span in row) for n, row in zip(lengths, spans, strict=True))
+def _positions(packed: PackedRows, spans: Sequence[Spans], prefix: SharedPrefix | None = None) -> int:
+    """Longest row in positions, latents and what is in front of it included."""
+    before_B = prefix.lengths_B if prefix else (0,) * len(spans)
+    lengths = zip(packed.lengths_B.tolist(), spans, before_B, strict=True)
+    return max(n + before + sum(span.steps for span in row) for n, row, before in lengths)
 
 
 def _wanted_fields(

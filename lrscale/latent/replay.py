@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrscale.latent.backbone import Backbone
 from lrscale.latent.layout import PackedRows, Placement, Spans, gather_positions, place
+from lrscale.latent.stream import LatentStream
 from lrscale.records import LatentSpan
 
 
@@ -35,9 +36,18 @@ def fit_spans(spans: Sequence[Spans], lengths_B: Tensor, latents: Sequence[Tenso
     return fitted
 
 
-def replay_rows(backbone: Backbone, packed: PackedRows, spans: Sequence[Spans], latents: Sequence[Tensor]) -> Tensor:
-    """Hidden states [B, T, H] of right-packed tokens, with `latents` standing where they were recorded."""
-    hidden_BSH, placement = _replay_positions(backbone, packed, spans, latents)
+def replay_rows(
+    backbone: Backbone,
+    packed: PackedRows,
+    spans: Sequence[Spans],
+    latents: Sequence[Tensor],
+    behind: LatentStream | None = None,
+) -> Tensor:
+    """Hidden states [B, T, H] of right-packed tokens, with `latents` standing where they were recorded.
+
+    Behind a stream the rows go on where it stands, and through its cache; otherwise nothing is cached.
+    """
+    hidden_BSH, placement = _replay_positions(backbone, packed, spans, latents, behind)
     return gather_positions(hidden_BSH, placement.read_BT.clamp(max=hidden_BSH.shape[1] - 1))
 
 
@@ -52,7 +62,11 @@ def projector_inputs(
 
 
 def _replay_positions(
-    backbone: Backbone, packed: PackedRows, spans: Sequence[Spans], latents: Sequence[Tensor]
+    backbone: Backbone,
+    packed: PackedRows,
+    spans: Sequence[Spans],
+    latents: Sequence[Tensor],
+    behind: LatentStream | None = None,
 ) -> tuple[Tensor, Placement]:
     """Hidden states [B, S, H] of all positions, and what stands where."""
     placement = place(spans, packed.lengths_B, packed.ids_BT.shape[1])
@@ -65,5 +79,7 @@ def _replay_positions(
     if any(len(row) for row in latents):
         recorded_LH = torch.cat([row.to(embeds_BSH) for row in latents if len(row)])
         embeds_BSH = embeds_BSH.index_put((placement.is_latent_BS,), recorded_LH)
-    hidden_BSH = backbone.forward_causal(embeds_BSH)
-    return hidden_BSH, placement
+    if behind is None:
+        return backbone.forward_causal(embeds_BSH), placement
+    steps_B = torch.tensor([sum(span.steps for span in row) for row in spans], device=backbone.device)
+    return behind.feed(embeds_BSH, packed.lengths_B + steps_B), placement

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lrscale.latent.backbone import Backbone
+from lrscale.records import SharedPrefix
 from tests.unit.latent.plain_loop import plain_expand, plain_logprobs
 from tests.unit.latent.tiny_models import ARCHITECTURES, live_policy, padded, random_rows
 
@@ -90,6 +91,84 @@ def test_base_gradients_of_replay_equal_the_plain_loop(policy, checkpointing):
     for name, parameter in policy.model.named_parameters():
         if parameter.grad is not None:
             assert relative(got[name], parameter.grad) < 1e-8, name
+
+
+def behind_prefixes(policy, rows):
+    """Rows of three prompts, whose first 12, 0 and 8 tokens are run once; own tokens, prefix, whole rows."""
+    rows = [rows[0], [*rows[0][:12], *rows[2][8:]], rows[1], [*rows[4][:8], *rows[3][8:]], rows[4]]
+    prefix = SharedPrefix.of([tuple(row[:cut]) for row, cut in zip(rows, (12, 12, 0, 8, 8), strict=True)])
+    return [row[cut:] for row, cut in zip(rows, prefix.lengths_B, strict=True)], prefix, rows
+
+
+PREFIXED = [[(14, 1)], [], [(9, 5), (20, 1)], [(21, 4)], [(10, 2)]]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rows_behind_a_shared_prefix_equal_the_plain_loop(policy, side):
+    """Locks out rows that see another prompt, positions that start anew, and holes of shorter prompts that are seen."""
+    own, prefix, rows = behind_prefixes(policy, random_rows(policy, PREFIXED, 24))
+    ids, mask = padded(own, side)
+    with torch.no_grad():
+        expanded = policy.expand(ids, mask, prefix=prefix)
+        replayed = policy.replay(ids, mask, expanded.latents, prefix=prefix)
+        for row, values in enumerate(rows):
+            logits, latents = plain_expand(policy, values)
+            wanted = logits[prefix.lengths_B[row] :]
+            assert torch.allclose(expanded.latents[row], latents, atol=1e-9, rtol=0)
+            for out in (expanded, replayed):
+                assert torch.allclose(out.logits_BTV[row][mask[row].bool()], wanted, atol=1e-9, rtol=0)
+    assert len(prefix.ids) == 3 and sum(map(len, expanded.latents)) > 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_reach_the_base_through_a_shared_prefix(policy, checkpointing):
+    own, prefix, rows = behind_prefixes(policy, random_rows(policy, PREFIXED, 24))
+    ids, mask = padded(own, "right")
+    with torch.no_grad():
+        latents = policy.expand(ids, mask, prefix=prefix).latents
+    if checkpointing:
+        policy.enable_checkpointing()
+    policy.model.zero_grad()
+    out = policy.replay(ids, mask, latents, prefix=prefix)
+    policy.token_logprobs(out.hidden_BTH, ids, where_BT=mask).sum().backward()
+    got = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+    policy.model.zero_grad()
+    policy.model.gradient_checkpointing_disable()
+    for values, fixed, before in zip(rows, latents, prefix.lengths_B, strict=True):
+        plain_logprobs(plain_expand(policy, values, fixed)[0], values)[before + 1 :].sum().backward()
+    for name, parameter in policy.model.named_parameters():
+        if parameter.grad is not None:
+            assert relative(got[name], parameter.grad) < 1e-8, name
+
+
+def test_a_prefix_that_does_not_fit_its_rows_is_refused():
+    policy = live_policy("llama")
+    marker = policy.marker_ids(2)
+    ids, mask = padded([[5, 6], [7, 8]], "right")
+    with pytest.raises(ValueError, match=r"row 1: a marker ends at token .* of its prefix"):
+        policy.expand(ids, mask, prefix=SharedPrefix.of([(5,), (*marker, 9)]))
+    with pytest.raises(ValueError, match=r"for 1 rows, 2 given"):
+        policy.expand(ids, mask, prefix=SharedPrefix.of([(5,)]))
+    split = SharedPrefix.of([tuple(marker[:-1])])  # a marker that begins in the prefix is found all the same
+    out = policy.expand(*padded([[marker[-1], 6]], "right"), prefix=split)
+    assert [span.steps for span in out.spans[0]] == [2] and out.spans[0][0].position == 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_checkpointing_runs_each_layer_twice_and_one_at_a_time(shared):
+    """Locks out activations of all layers side by side in the backward pass: what checkpointing is there to avoid."""
+    policy = live_policy("llama")
+    policy.enable_checkpointing()
+    calls = []
+    for number, block in enumerate(policy.model.model.layers):
+        block.mlp.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    own, prefix, rows = behind_prefixes(policy, random_rows(policy, PREFIXED, 24))
+    ids, mask = padded(own if shared else rows, "right")
+    out = policy.expand(ids, mask, prefix=prefix if shared else None)
+    forwards, calls[:] = list(calls), []
+    out.hidden_BTH.sum().backward()
+    assert sorted(calls) == sorted(forwards)
+    assert calls[:2] == [1, 0], "the last layer is run again, and done with, before the one below it"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
