@@ -19,6 +19,8 @@ class OptimisationConfig(Section):
     weight_decay: NonNegativeFloat = 0.0
     micro_batch_tokens: PositiveInt = 16384
     """A micro-batch holds at most this many positions, padding counted (always at least one row)."""
+    share_prompts: bool = True
+    """RL updates run a prompt once for all samples of it in a micro-batch; log-probs stay the same but for rounding."""
 
 
 class ScheduleConfig(Section):

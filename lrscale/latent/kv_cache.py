@@ -72,7 +72,7 @@ class Piece(NamedTuple):
 
     def of_rows(self, part: Tensor) -> Tensor:
         """Keys or values, a row of the batch each."""
-        return part if self.taken_B is None else part[self.taken_B]
+        return part if self.taken_B is None else part.index_select(0, self.taken_B)
 
 
 class PieceLayer(DynamicLayer):

@@ -24,7 +24,7 @@ from lrscale.latent import LatentMode, LatentPolicy
 from lrscale.objective import PolicyLoss, PolicyObjective, PolicyStats, loss_normaliser, policy_loss
 from lrscale.parallel.engine import Engine, NonFiniteError
 from lrscale.parallel.lockstep import Lockstep
-from lrscale.records import Rollout, RolloutGroup, Score, TrainBatch
+from lrscale.records import Rollout, RolloutGroup, Score, SharedPrefix, TrainBatch
 from lrscale.stages.batching import padded, rounds
 from lrscale.stages.randomness import shuffled
 
@@ -40,6 +40,8 @@ class UpdateSettings:
     max_new_tokens: int
     micro_batch_tokens: int
     seed: int
+    share_prompts: bool = True
+    """A prompt is run once for its samples in a micro-batch."""
 
     @property
     def replay_mode(self) -> LatentMode:
@@ -62,6 +64,13 @@ class Row:
     @property
     def positions(self) -> int:
         return len(self.rollout.prompt_ids) + len(self.rollout.completion_ids) + len(self.rollout.latents_LH)
+
+    @property
+    def shareable_ids(self) -> tuple[int, ...]:
+        """What other samples of the prompt can share: all of it but the last token, which predicts the completion's
+        first. Nothing where a marker ends inside: the latents behind it are this sample's own."""
+        prompt = self.rollout.prompt_ids[:-1]
+        return () if any(span.position < len(prompt) for span in self.rollout.latent_spans) else prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,23 +165,39 @@ def minibatches(rows: Sequence[Row], count: int, seed: int, step: int, sweep: in
     return [order[start:stop] for start, stop in pairwise(cuts) if stop > start]
 
 
-def pack(rows: Sequence[Row], device: torch.device) -> TrainBatch:
-    """Rows to one right-padded batch."""
-    ids_BT, mask_BT = padded([(*row.rollout.prompt_ids, *row.rollout.completion_ids) for row in rows], device)
-    action_BT = _completion_columns(rows, [torch.ones(len(row.rollout.completion_ids)) for row in rows], ids_BT)
+def pack(rows: Sequence[Row], device: torch.device, *, share_prompts: bool = False) -> TrainBatch:
+    """Rows to one right-padded batch, behind what they share of their prompts."""
+    prefix = SharedPrefix.of([row.shareable_ids for row in rows]) if share_prompts else None
+    skipped_B = prefix.lengths_B if prefix else [0] * len(rows)
+    own = [
+        (*row.rollout.prompt_ids[skipped:], *row.rollout.completion_ids)
+        for row, skipped in zip(rows, skipped_B, strict=True)
+    ]
+    ids_BT, mask_BT = padded(own, device)
+    action_BT = _completion_columns([torch.ones(len(row.rollout.completion_ids)) for row in rows], mask_BT)
     return TrainBatch(
         input_ids_BT=ids_BT,
         attention_mask_BT=mask_BT,
         action_mask_BT=action_BT,
-        old_logprobs_BT=_completion_columns(rows, [row.rollout.logprobs_T for row in rows], ids_BT),
+        old_logprobs_BT=_completion_columns([row.rollout.logprobs_T for row in rows], mask_BT),
         advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float64, device=device),
         latents=tuple(row.rollout.latents_LH.to(device) for row in rows),
+        prefix=prefix,
     )
+
+
+def micro_batch_rounds(rows: Sequence[Row], settings: UpdateSettings, ranks: int) -> list[list[list[int]]]:
+    """Which rows each of `ranks` runs together, a list a round."""
+    positions, prefixes = [row.positions for row in rows], None
+    if settings.share_prompts:
+        prefixes = [row.shareable_ids for row in rows]
+        positions = [count - len(prefix) for count, prefix in zip(positions, prefixes, strict=True)]
+    return rounds(positions, settings.micro_batch_tokens, ranks, prefixes=prefixes)
 
 
 def replay_logprobs(policy: LatentPolicy, batch: TrainBatch, settings: UpdateSettings) -> Tensor:
     """[B, T] log-probs of the actions given the recorded latents; 0 elsewhere."""
-    out = policy.replay(batch.input_ids_BT, batch.attention_mask_BT, batch.latents, settings.replay_mode)
+    out = policy.replay(batch.input_ids_BT, batch.attention_mask_BT, batch.latents, settings.replay_mode, batch.prefix)
     return policy.token_logprobs(
         out.hidden_BTH, batch.input_ids_BT, settings.temperature, where_BT=batch.action_mask_BT
     )
@@ -191,7 +216,7 @@ def _accumulate(
     )
     live = [row for row in part if has_gradient(row, config)]
     summed, stats = torch.zeros((), dtype=torch.float64), PolicyStats.zero(engine.device)
-    todo = rounds([row.positions for row in live], settings.micro_batch_tokens, engine.ranks.world_size)
+    todo = micro_batch_rounds(live, settings, engine.ranks.world_size)
     for number, of_ranks in enumerate(todo, start=1):
         rows = [live[index] for index in of_ranks[engine.ranks.rank]] or [_padding(part[0])]
         result = _loss_of(engine, rows, objective, settings, normaliser, step)
@@ -223,15 +248,15 @@ def _loss_of(
     normaliser: float,
     step: int,
 ) -> PolicyLoss:
-    batch = pack(rows, engine.device)
+    batch = pack(rows, engine.device, share_prompts=settings.share_prompts)
     logprobs_BT = replay_logprobs(engine.policy, batch, settings)
     result = policy_loss(
         logprobs_BT,
         batch,
         objective,
         normaliser=normaliser,
-        recomputed_BT=_optional_columns(rows, [row.old_T for row in rows], batch),
-        reference_BT=_optional_columns(rows, [row.reference_T for row in rows], batch),
+        recomputed_BT=_optional_columns([row.old_T for row in rows], batch),
+        reference_BT=_optional_columns([row.reference_T for row in rows], batch),
     )
     words = None
     if not bool(torch.isfinite(result.loss)):
@@ -287,30 +312,29 @@ def _fixed_logprobs(
     """[T] log-probs of each live row's completion, worked out by one rank and told to all."""
     mine: dict[str, Tensor] = {}
     ranks = lockstep.ranks
-    for of_ranks in rounds([rows[index].positions for index in live], settings.micro_batch_tokens, ranks.world_size):
+    for of_ranks in micro_batch_rounds([rows[index] for index in live], settings, ranks.world_size):
         chosen = [live[index] for index in of_ranks[ranks.rank]]
-        batch = pack([rows[index] for index in chosen] or [_padding(rows[0])], policy.device)
+        packed = [rows[index] for index in chosen] or [_padding(rows[0])]
+        batch = pack(packed, policy.device, share_prompts=settings.share_prompts)
         logprobs_BT = replay_logprobs(policy, batch, settings)
-        for index, values_T in zip(chosen, logprobs_BT, strict=False):
-            start = len(rows[index].rollout.prompt_ids)
-            mine[str(index)] = values_T[start : start + len(rows[index].rollout.completion_ids)].cpu().contiguous()
+        for index, values_T, action_T in zip(chosen, logprobs_BT, batch.action_mask_BT, strict=False):
+            mine[str(index)] = values_T[action_T.bool()].cpu().contiguous()
     for part in lockstep.gather(save(mine)):
         for index, values_T in load(part).items():
             yield int(index), values_T
 
 
-def _optional_columns(rows: Sequence[Row], values: Sequence[Tensor | None], batch: TrainBatch) -> Tensor | None:
+def _optional_columns(values: Sequence[Tensor | None], batch: TrainBatch) -> Tensor | None:
     present = [value for value in values if value is not None]
-    return _completion_columns(rows, present, batch.input_ids_BT) if len(present) == len(rows) else None
+    return _completion_columns(present, batch.attention_mask_BT) if len(present) == len(values) else None
 
 
-def _completion_columns(rows: Sequence[Row], values: Sequence[Tensor], like_BT: Tensor) -> Tensor:
-    """[B, T] with each row's values at the columns of its completion, 0 elsewhere."""
-    columns_BT = torch.zeros(like_BT.shape, dtype=values[0].dtype)
-    for index, (row, value_T) in enumerate(zip(rows, values, strict=True)):
-        start = len(row.rollout.prompt_ids)
-        columns_BT[index, start : start + len(value_T)] = value_T
-    return columns_BT.to(like_BT.device)
+def _completion_columns(values: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
+    """[B, T] with each row's values at its last tokens, which are its completion; 0 elsewhere."""
+    columns_BT = torch.zeros(mask_BT.shape, dtype=values[0].dtype)
+    for index, (length, value_T) in enumerate(zip(mask_BT.sum(1).tolist(), values, strict=True)):
+        columns_BT[index, length - len(value_T) : length] = value_T
+    return columns_BT.to(mask_BT.device)
 
 
 def _some(rows: Sequence[Row]) -> str:

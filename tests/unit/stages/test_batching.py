@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 import torch
 
@@ -39,3 +40,18 @@ def test_padding_is_masked_by_length_not_by_id():
     ids_BT, mask_BT = padded([(0, 5, 0), (7,)], torch.device("cpu"))
     assert ids_BT.tolist() == [[0, 5, 0], [7, 0, 0]]
     assert mask_BT.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_rows_of_a_prompt_stand_together_and_pay_for_it_once() -> None:
+    """Locks out a prompt that is run for each of its samples, and a batch that looks at more than memory holds."""
+    prefixes = [(1,) * 50] * 4 + [(2,) * 50] * 4
+    lengths = [10, 9, 8, 7, 10, 9, 8, 7]
+    assert micro_batches(lengths, 90, prefixes=prefixes) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert micro_batches(lengths, 180, prefixes=prefixes) == [[0, 4, 1, 5, 2, 6, 3, 7]]
+    crowded = micro_batches([1] * 100, 100, prefixes=[(1,) * 39] * 100)
+    assert max(map(len, crowded)) == 10, "10 rows x 40 positions seen are four budgets"
+    assert sorted(chain.from_iterable(crowded)) == list(range(100))
+
+
+def test_rows_whose_lengths_differ_more_than_their_prompts_are_long_stand_by_length() -> None:
+    assert micro_batches([90, 1, 90, 1], 200, prefixes=[(1,), (1,), (2,), (2,)]) == [[0, 2], [1, 3]]

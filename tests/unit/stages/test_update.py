@@ -36,7 +36,11 @@ def _settings(**rl: object) -> UpdateSettings:
 @pytest.fixture(scope="module")
 def rollouts() -> list[Rollout]:
     policy = live_policy()
-    prompts = [[*policy.encode("ab" * (1 + i)), *policy.marker_ids(1 + i % 3)] for i in range(6)]
+    markers = [policy.marker_ids(1 + i) for i in range(3)]
+    texts = [policy.encode("ab" * (1 + i)) for i in range(3)]
+    # Two samples each of a prompt that a marker ends, a longer one, and one with a marker inside, which cannot be shared.
+    prompts = [[*texts[0], *markers[0]], [*texts[2], *markers[1]], [*texts[1], *markers[2], *texts[0]]]
+    prompts = [prompt for prompt in prompts for _ in range(2)]
     return policy.generate(prompts, max_new_tokens=12, temperature=0.7, seed=5)
 
 
@@ -96,13 +100,37 @@ def test_zeroed_latents_give_another_loss(rollouts: list[Rollout]):
     assert abs(_updated(rows, _settings())[1] - _updated(dead, _settings())[1]) > 1e-4
 
 
-@pytest.mark.parametrize("budget", [1, 40, 80])
-def test_micro_batches_change_nothing(rollouts: list[Rollout], budget: int):
+@pytest.mark.parametrize("share_prompts", [False, True])
+@pytest.mark.parametrize("budget", [1, 40, 80, 10_000])
+def test_micro_batches_change_nothing(rollouts: list[Rollout], budget: int, *, share_prompts: bool):
     """Normalising by micro-batch instead of by update is the classic bug here."""
-    whole = _updated(_rows(rollouts), _settings())
-    cut = _updated(_rows(rollouts), replace(_settings(), micro_batch_tokens=budget))
+    whole = _updated(_rows(rollouts), replace(_settings(), share_prompts=False))
+    cut = _updated(_rows(rollouts), replace(_settings(), micro_batch_tokens=budget, share_prompts=share_prompts))
     assert torch.allclose(whole[0], cut[0], atol=1e-9)
     assert whole[1] == pytest.approx(cut[1], abs=1e-9)
+
+
+def test_samples_of_a_prompt_run_it_once():
+    """Locks out sharing that is switched on and does nothing; log-probs that stay fixed go the same way."""
+    policy = live_policy()
+    sampled = policy.generate([policy.encode("ab" * 20)] * 4, max_new_tokens=12, temperature=0.7, seed=5)
+    rows = [Row(f"p/{i}", rollout, i - 1.5) for i, rollout in enumerate(sampled)]
+    settings = _settings(kl=KlConfig(coefficient=0.1), importance=ImportanceConfig(old_logprobs="recomputed"))
+    fed = dict.fromkeys((False, True), 0)
+    outcomes = []
+    for share in fed:
+        engine = _engine()
+
+        def count(_: object, arguments: tuple[Tensor], *, share: bool = share) -> None:
+            fed[share] += arguments[0].numel()
+
+        engine.policy.model.get_input_embeddings().register_forward_pre_hook(count)
+        shared = replace(settings, share_prompts=share)
+        result = update_policy(engine, rows, shared, step=1, learning_rate=RATE, reference=live_policy())
+        outcomes.append((_weights(engine), result.kl))
+    assert torch.allclose(outcomes[0][0], outcomes[1][0], atol=1e-9)
+    assert outcomes[0][1] == pytest.approx(outcomes[1][1], abs=1e-9)
+    assert fed[True] < fed[False] / 2
 
 
 def test_rows_without_a_gradient_change_nothing_but_count_in_the_normaliser(rollouts: list[Rollout]):
