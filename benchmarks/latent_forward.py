@@ -1,7 +1,9 @@
 """CPU seconds to get the log-probs of sequences with latents: lrscale's two ways against the reference's.
 
 The reference expands one sequence at a time without a KV cache: for every latent one whole forward over
-everything before it, then one more for the logits. `python -m benchmarks.latent_forward` prints the ratios.
+everything before it, then one more for the logits. Sequences are samples of prompts, `--group` each, as RL has them;
+ours are measured as rows of their own and behind the prompt that they share.
+`python -m benchmarks.latent_forward` prints the ratios.
 """
 
 from __future__ import annotations
@@ -10,35 +12,37 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.models import random_policy
 from lrscale.latent import LatentPolicy
+from lrscale.records import SharedPrefix
 
 
-def sequences(
-    policy: LatentPolicy, rows: int, positions: int, markers: int, steps: int, *, prompt_share: float
-) -> tuple[Tensor, Tensor]:
-    """Rows of random letters, `positions` long with their latents.
+def sequences(  # noqa: PLR0913 - what the command line offers
+    policy: LatentPolicy, rows: int, positions: int, markers: int, steps: int, *, prompt_share: float, group: int
+) -> tuple[Tensor, int]:
+    """Rows of random letters [rows, T], `positions` long with their latents, and the tokens of their prompts.
 
-    The first `prompt_share` of a row stands for the prompt, which holds no markers; behind it they are at
+    The first `prompt_share` of a row is the prompt, which `group` rows have in common; behind it markers are at
     different places in every row. The later markers stand, the more the reference recomputes.
     """
     generator = torch.Generator().manual_seed(0)
     marker = policy.marker_ids(steps)
     length = positions - markers * steps
     letters = torch.randint(60, 90, (rows, length), generator=generator).tolist()
-    for row in letters:
-        first = int(length * prompt_share)
+    first = int(length * prompt_share)
+    for number, row in enumerate(letters):
+        row[:first] = letters[number - number % group][:first]
         spacing = (length - first) // (markers + 1)
         for index in range(markers):
             jitter = int(torch.randint(-spacing // 4, spacing // 4 + 1, (), generator=generator))
             start = first + (index + 1) * spacing + jitter
             row[start : start + len(marker)] = marker
-    ids = torch.tensor(letters)
-    return ids, torch.ones_like(ids)
+    return torch.tensor(letters), first
 
 
 @torch.no_grad()
@@ -64,15 +68,16 @@ def reference(policy: LatentPolicy, ids_BT: Tensor) -> list[Tensor]:
     return logprobs
 
 
-def cpu_seconds(work: Callable[[], object], runs: int) -> float:
-    """Median CPU seconds of the process over `runs` runs after one that is not counted."""
+def behind_prompts(ids_BT: Tensor, cut: int) -> tuple[Tensor, SharedPrefix | None]:
+    """Rows without their first `cut` tokens, and those, each prompt once."""
+    return ids_BT[:, cut:], SharedPrefix.of([tuple(row) for row in ids_BT[:, :cut].tolist()]) if cut else None
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of the process."""
+    start = time.process_time()
     work()
-    seconds = []
-    for _ in range(runs):
-        start = time.process_time()
-        work()
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds)
+    return time.process_time() - start
 
 
 def parts(way: Callable[[slice], Tensor], ids: Tensor, rows: int) -> Callable[[], object]:
@@ -84,44 +89,64 @@ def parts(way: Callable[[slice], Tensor], ids: Tensor, rows: int) -> Callable[[]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     defaults = {"rows": 64, "positions": 512, "markers": 4, "steps": 5, "runs": 5, "threads": 1}
-    for name, default in (defaults | {"expand-rows": 64, "replay-rows": 8}).items():
+    for name, default in (defaults | {"expand-rows": 32, "replay-rows": 16}).items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--group", type=int, default=16, help="samples of a prompt")
     parser.add_argument("--prompt-share", type=float, default=0.5, help="share of a row in front of its markers")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     policy = random_policy()
-    ids, mask = sequences(
-        policy, options.rows, options.positions, options.markers, options.steps, prompt_share=options.prompt_share
+    ids, prompt = sequences(
+        policy,
+        options.rows,
+        options.positions,
+        options.markers,
+        options.steps,
+        prompt_share=options.prompt_share,
+        group=options.group,
     )
-    expanded = policy.expand(ids, mask)
+    mask = torch.ones_like(ids)
+    latents = policy.expand(ids, mask).latents
 
-    def by_expand(part: slice) -> Tensor:
-        out = policy.expand(ids[part], mask[part])
-        return policy.token_logprobs(out.hidden_BTH, ids[part])[:, 1:]
+    def by_expand(part: slice, cut: int = 0) -> Tensor:
+        own, prefix = behind_prompts(ids[part], cut)
+        return policy.token_logprobs(policy.expand(own, torch.ones_like(own), prefix=prefix).hidden_BTH, own)[:, 1:]
 
-    def by_replay(part: slice) -> Tensor:
-        out = policy.replay(ids[part], mask[part], expanded.latents[part])
-        return policy.token_logprobs(out.hidden_BTH, ids[part])[:, 1:]
+    def by_replay(part: slice, cut: int = 0) -> Tensor:
+        own, prefix = behind_prompts(ids[part], cut)
+        out = policy.replay(own, torch.ones_like(own), latents[part], prefix=prefix)
+        return policy.token_logprobs(out.hidden_BTH, own)[:, 1:]
 
+    # The prompt's last token predicts the first of the completion, so it is every row's own.
+    shared = prompt - 1
+    truth = torch.stack(reference(policy, ids[:4]))
     gap = max(
-        (torch.stack(reference(policy, ids[:4])) - way(slice(0, 4))).abs().max().item()
+        (truth[:, cut:] - way(slice(0, 4), cut)).abs().max().item()
         for way in (by_expand, by_replay)
+        for cut in (0, shared)
     )
-    ways = {
-        "reference, one sequence at a time, no cache": (lambda: reference(policy, ids), max(1, options.runs // 2)),
-        f"expand, {options.expand_rows} rows at a time": (parts(by_expand, ids, options.expand_rows), options.runs),
-        f"replay, {options.replay_rows} rows at a time": (parts(by_replay, ids, options.replay_rows), options.runs),
+    rows = {"expand": options.expand_rows, "replay": options.replay_rows}
+    ways: dict[str, Callable[[], object]] = {
+        "reference, one sequence at a time, no cache": lambda: reference(policy, ids)
     }
+    for name, way in {"expand": by_expand, "replay": by_replay}.items():
+        at_a_time = f"{rows[name]} rows at a time"
+        ways[f"{name}, {at_a_time}"] = parts(way, ids, rows[name])
+        ways[f"{name}, {at_a_time}, prompts shared"] = parts(partial(way, cut=shared), ids, rows[name])
     print(
         f"{options.rows} sequences x {options.positions} positions, {options.markers} markers x {options.steps} steps "
-        f"behind {options.prompt_share:.0%} of it, "
+        f"behind a prompt of {prompt} tokens that {options.group} share, "
         f"{options.threads} thread(s), float32; log-probs agree to {gap:.1e}"
     )
-    base = None
-    for name, (work, runs) in ways.items():
-        seconds = cpu_seconds(work, runs)
-        base = base or seconds
-        print(f"{name:45s} {seconds:8.3f} CPU-s   {base / seconds:6.1f} x")
+    for work in list(ways.values())[1:]:
+        work()  # not counted: the first call is slower
+    seconds = [{name: cpu_seconds(work) for name, work in ways.items()} for _ in range(options.runs)]
+    for name in ways:
+        ratios = [next(iter(run.values())) / run[name] for run in seconds]
+        took = statistics.median(run[name] for run in seconds)
+        print(
+            f"{name:48s} {took:8.3f} CPU-s   {statistics.median(ratios):6.1f} x   ({min(ratios):.1f} to {max(ratios):.1f})"
+        )
 
 
 if __name__ == "__main__":

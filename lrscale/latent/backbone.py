@@ -131,9 +131,7 @@ class Backbone:
         return {"full_attention": self._native(full_B1KS), "sliding_attention": sliding_B1KS}
 
     def _native(self, allowed_B1KS: Tensor) -> Tensor:
-        """Boolean for SDPA; what eager attention adds to its scores otherwise."""
-        if self.config._attn_implementation != "eager":
-            return allowed_B1KS
+        """What attention adds to its scores: made of booleans once here, and not by each layer again."""
         zeros = torch.zeros(allowed_B1KS.shape, dtype=self.dtype, device=allowed_B1KS.device)
         return zeros.masked_fill(~allowed_B1KS, torch.finfo(self.dtype).min)
 

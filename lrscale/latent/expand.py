@@ -89,6 +89,7 @@ def feed_rows(
 
     rounds = _rounds(packed, spans, pace)
     most = pace.most(*(int(count_B.max()) for _, *counts in rounds for count_B in counts))
+    stream.expect(sum(most))
     last_latents = _LastLatents(rows)
     steps_before = 0
     for (start_B, length_B, steps_B), most_text, most_steps in zip(rounds, most[::2], most[1::2], strict=True):

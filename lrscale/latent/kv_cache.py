@@ -26,6 +26,8 @@ class GrowingLayer(DynamicLayer):
     def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self.expected = 0
+        """Positions that will be needed in all, where that is known: then it grows once."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -40,7 +42,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def _grown(self, old: Tensor, new: Tensor, needed: int) -> Tensor:
-        capacity = max(needed + self.MIN_SPARE, needed * 3 // 2)
+        capacity = self.expected if self.expected >= needed else max(needed + self.MIN_SPARE, needed * 3 // 2)
         buffer = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
         if self._buffers is not None:
             buffer[..., : old.shape[-2], :] = old

@@ -36,6 +36,11 @@ class LatentStream:
         """Cache slots used so far, holes included."""
         return self._key_valid_BS.shape[1]
 
+    def expect(self, more: int) -> None:
+        """Say how many slots will be fed from here on, so that the cache is not copied each time that it grows."""
+        for layer in self._cache.layers:
+            layer.expected = self.slots + more
+
     def feed(self, embeds_BKH: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Append the first `lengths_B` of K positions of every row (all K where None).
 
