@@ -11,6 +11,15 @@ from lrscale.config.base import NonNegativeFloat, PositiveFloat, PositiveInt, Se
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+SEEN_BUDGETS = 4
+"""Positions that the rows of a micro-batch may look at, shared prompts counted for each row, in micro_batch_tokens: keys
+and values of the prompts are copied to all rows for the layer at work."""
+
+SHARING_GAIN = 0.75
+"""Prompts are shared where that leaves at most this share of the positions to run: it takes a second forward, for which
+sharded weights are gathered once more."""
+
+
 class OptimisationConfig(Section):
     """AdamW with warm-up and an optional cosine decay; the learning rate belongs to each stage."""
 
@@ -20,7 +29,8 @@ class OptimisationConfig(Section):
     micro_batch_tokens: PositiveInt = 16384
     """A micro-batch holds at most this many positions, padding counted (always at least one row)."""
     share_prompts: bool = True
-    """RL updates run a prompt once for all samples of it in a micro-batch; log-probs stay the same but for rounding."""
+    """RL updates run a prompt once for all samples of it in a micro-batch, where that spares a quarter of the positions
+    or more; log-probs stay the same but for rounding."""
 
 
 class ScheduleConfig(Section):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lrscale.config.hardware import Machine, load_machine
+from lrscale.config.optimisation import SEEN_BUDGETS
 from lrscale.config.recipe import Recipe
 from lrscale.plan.layout import Layout, layout_of
 from lrscale.plan.model_dims import ModelDims
@@ -179,14 +180,23 @@ class _Needs:
         """Activations of `lrscale.latent.expand` with gradients: keys and values of all positions, in pieces, and what
         the text behind a row's first latent keeps; nothing before it depends on the projector.
 
-        With checkpointing a whole forward is recomputed at once, all layers of it: that of one stretch of text.
+        With checkpointing each layer keeps its input there, and one layer of one stretch of text is recomputed at once.
         """
         dims = self.dims
         rows = max(1, self.tokens // longest_sequence(self.recipe))
         behind = rows * self.recipe.rollout.max_new_tokens
-        stretch = behind // (MARKERS_A_ROW + 1) if self.recipe.model.gradient_checkpointing else behind
-        full = self.element * stretch * dims.hidden * dims.layers * _ACTIVATIONS_PER_TOKEN
+        kept = behind * dims.layers * _ACTIVATIONS_PER_TOKEN
+        if self.recipe.model.gradient_checkpointing:
+            kept = behind * dims.layers + behind // (MARKERS_A_ROW + 1) * _ACTIVATIONS_PER_TOKEN
+        full = self.element * dims.hidden * kept
         return self.tokens * dims.kv_bytes_per_token(self.element) + full + self.element * behind * dims.hidden
+
+    @property
+    def seen(self) -> int:
+        """Keys and values of one layer, copied to each row behind a shared prompt and to each head that reads them."""
+        if not self.recipe.optimisation.share_prompts:
+            return 0
+        return 2 * SEEN_BUDGETS * self.tokens * self.dims.heads * self.dims.head_dim * self.element
 
     @property
     def logits(self) -> int:
@@ -274,10 +284,11 @@ class _Needs:
         forward = self.element * self.tokens * self.dims.hidden * _ACTIVATIONS_PER_TOKEN
         yield self._phase(
             "log-probs",
-            base | {"live": self.live, "activations": forward, "logits": self.logits, "latents": self.latents},
+            base
+            | {"live": self.live, "activations": forward + self.seen, "logits": self.logits, "latents": self.latents},
         )
-        training = {"live": self.live, "activations": self.activations, "logits": self.logits, "latents": self.latents}
-        training["states"] = kept.states
+        training = {"live": self.live, "activations": self.activations + 2 * self.seen}  # with their gradients
+        training |= {"logits": self.logits, "latents": self.latents, "states": kept.states}
         yield self._phase(
             "update",
             base | max(training, {"states": kept.states, "optimizer step": self.step}, key=lambda p: sum(p.values())),

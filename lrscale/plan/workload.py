@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lrscale.config.arms import LATENT_ARMS
+from lrscale.config.optimisation import SEEN_BUDGETS
 from lrscale.config.recipe import Recipe
 from lrscale.plan.lengths import USUAL_SPREAD, Lengths
 from lrscale.plan.topology import longest_prompt
@@ -42,6 +43,8 @@ class Workload:
     minibatches: int
     """Optimizer steps a pass."""
     micro_batch_tokens: int
+    share_prompts: bool
+    """Whether samples of a prompt that stand in one micro-batch run it once."""
     refresh_every: int
     """RL steps from one refresh of the projector to the next; 0: none."""
     refresh_rows: int
@@ -55,6 +58,16 @@ class Workload:
     def positions(self) -> float:
         """Of all sequences, prompts included."""
         return self.sequences * (self.prompt_tokens + self.lengths.mean)
+
+    def samples_together(self, ranks: int, minibatches: int) -> float:
+        """Samples of a prompt that a micro-batch holds, so that they run it once (`lrscale.stages.batching`)."""
+        if not self.share_prompts:
+            return 1.0
+        own, whole = self.lengths.mean, self.prompt_tokens + self.lengths.mean
+        fitting = (self.micro_batch_tokens - self.prompt_tokens) / own
+        seen = SEEN_BUDGETS * self.micro_batch_tokens / whole
+        drawn = self.group / minibatches, self.sequences / minibatches / ranks
+        return max(1.0, min(*drawn, fitting, seen))
 
     @property
     def completion_positions(self) -> float:
@@ -93,6 +106,7 @@ def workload(
         passes=rl.passes,
         minibatches=rl.minibatches,
         micro_batch_tokens=recipe.optimisation.micro_batch_tokens,
+        share_prompts=recipe.optimisation.share_prompts,
         refresh_every=every,
         refresh_rows=round(traces * len(recipe.stages.traces.replace_ratios)),
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lrscale.config.optimisation import SEEN_BUDGETS
+
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids [B, T] and the attention mask [B, T]; the mask comes from lengths, never from ids."""
@@ -60,12 +62,18 @@ def rounds(
     return [batches[first : first + ranks] for first in range(0, len(batches), ranks)]
 
 
+def positions_run(
+    rounds_: Sequence[Sequence[Sequence[int]]],
+    lengths: Sequence[int],
+    prefixes: Sequence[tuple[int, ...]] | None = None,
+) -> int:
+    """Positions that `rounds` take one after the other: those of the largest micro-batch of each."""
+    sizes = _Sizes(lengths, prefixes)
+    return sum(max(map(sizes.cost, of_ranks)) for of_ranks in rounds_)
+
+
 class _Sizes:
     """What batches of rows cost."""
-
-    SEEN = 4
-    """Budgets of positions that a batch's rows may look at, prefixes counted for each: their keys and values are copied
-    to every row for the layer at work."""
 
     def __init__(self, lengths: Sequence[int], prefixes: Sequence[tuple[int, ...]] | None) -> None:
         self._lengths = lengths
@@ -83,7 +91,7 @@ class _Sizes:
 
     def fits(self, batch: Sequence[int], budget: int) -> bool:
         seen = max(self._lengths[index] + self._before[self.prefix_B[index]] for index in batch) * len(batch)
-        return self.cost(batch) <= budget and seen <= self.SEEN * budget
+        return self.cost(batch) <= budget and seen <= SEEN_BUDGETS * budget
 
 
 def _cut(order: Sequence[int], sizes: _Sizes, budget: int, least_rows: int) -> list[list[int]]:

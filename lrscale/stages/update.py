@@ -19,13 +19,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lrscale.config.optimisation import SHARING_GAIN
 from lrscale.config.stages import RlConfig
 from lrscale.latent import LatentMode, LatentPolicy
 from lrscale.objective import PolicyLoss, PolicyObjective, PolicyStats, loss_normaliser, policy_loss
 from lrscale.parallel.engine import Engine, NonFiniteError
 from lrscale.parallel.lockstep import Lockstep
 from lrscale.records import Rollout, RolloutGroup, Score, SharedPrefix, TrainBatch
-from lrscale.stages.batching import padded, rounds
+from lrscale.stages.batching import padded, positions_run, rounds
 from lrscale.stages.randomness import shuffled
 
 
@@ -186,13 +187,17 @@ def pack(rows: Sequence[Row], device: torch.device, *, share_prompts: bool = Fal
     )
 
 
-def micro_batch_rounds(rows: Sequence[Row], settings: UpdateSettings, ranks: int) -> list[list[list[int]]]:
-    """Which rows each of `ranks` runs together, a list a round."""
-    positions, prefixes = [row.positions for row in rows], None
-    if settings.share_prompts:
-        prefixes = [row.shareable_ids for row in rows]
-        positions = [count - len(prefix) for count, prefix in zip(positions, prefixes, strict=True)]
-    return rounds(positions, settings.micro_batch_tokens, ranks, prefixes=prefixes)
+def micro_batch_rounds(rows: Sequence[Row], settings: UpdateSettings, ranks: int) -> tuple[list[list[list[int]]], bool]:
+    """Which rows each of `ranks` runs together, a list a round; and whether they share their prompts."""
+    lengths = [row.positions for row in rows]
+    whole = rounds(lengths, settings.micro_batch_tokens, ranks)
+    if not settings.share_prompts:
+        return whole, False
+    prefixes = [row.shareable_ids for row in rows]
+    own = [length - len(prefix) for length, prefix in zip(lengths, prefixes, strict=True)]
+    shared = rounds(own, settings.micro_batch_tokens, ranks, prefixes=prefixes)
+    worth_it = positions_run(shared, own, prefixes) <= SHARING_GAIN * positions_run(whole, lengths)
+    return (shared, True) if worth_it else (whole, False)
 
 
 def replay_logprobs(policy: LatentPolicy, batch: TrainBatch, settings: UpdateSettings) -> Tensor:
@@ -216,10 +221,11 @@ def _accumulate(
     )
     live = [row for row in part if has_gradient(row, config)]
     summed, stats = torch.zeros((), dtype=torch.float64), PolicyStats.zero(engine.device)
-    todo = micro_batch_rounds(live, settings, engine.ranks.world_size)
+    todo, share_prompts = micro_batch_rounds(live, settings, engine.ranks.world_size)
     for number, of_ranks in enumerate(todo, start=1):
         rows = [live[index] for index in of_ranks[engine.ranks.rank]] or [_padding(part[0])]
-        result = _loss_of(engine, rows, objective, settings, normaliser, step)
+        batch = pack(rows, engine.device, share_prompts=share_prompts)
+        result = _loss_of(engine, rows, batch, objective, settings, normaliser, step)
         summed += result.loss.detach().double().cpu()
         stats += result.stats
         engine.backward(result.loss, last=number == len(todo))
@@ -240,15 +246,15 @@ def _over_ranks(stats: PolicyStats, lockstep: Lockstep) -> PolicyStats:
     )
 
 
-def _loss_of(
+def _loss_of(  # noqa: PLR0913 - one micro-batch, and what all of them have in common
     engine: Engine,
     rows: Sequence[Row],
+    batch: TrainBatch,
     objective: PolicyObjective,
     settings: UpdateSettings,
     normaliser: float,
     step: int,
 ) -> PolicyLoss:
-    batch = pack(rows, engine.device, share_prompts=settings.share_prompts)
     logprobs_BT = replay_logprobs(engine.policy, batch, settings)
     result = policy_loss(
         logprobs_BT,
@@ -312,10 +318,11 @@ def _fixed_logprobs(
     """[T] log-probs of each live row's completion, worked out by one rank and told to all."""
     mine: dict[str, Tensor] = {}
     ranks = lockstep.ranks
-    for of_ranks in micro_batch_rounds([rows[index] for index in live], settings, ranks.world_size):
+    todo, share_prompts = micro_batch_rounds([rows[index] for index in live], settings, ranks.world_size)
+    for of_ranks in todo:
         chosen = [live[index] for index in of_ranks[ranks.rank]]
         packed = [rows[index] for index in chosen] or [_padding(rows[0])]
-        batch = pack(packed, policy.device, share_prompts=settings.share_prompts)
+        batch = pack(packed, policy.device, share_prompts=share_prompts)
         logprobs_BT = replay_logprobs(policy, batch, settings)
         for index, values_T, action_T in zip(chosen, logprobs_BT, batch.action_mask_BT, strict=False):
             mine[str(index)] = values_T[action_T.bool()].cpu().contiguous()
