@@ -42,7 +42,8 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def _grown(self, old: Tensor, new: Tensor, needed: int) -> Tensor:
-        capacity = self.expected if self.expected >= needed else max(needed + self.MIN_SPARE, needed * 3 // 2)
+        wanted = self.expected if needed <= self.expected else needed * 3 // 2
+        capacity = max(needed + self.MIN_SPARE, wanted)
         buffer = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
         if self._buffers is not None:
             buffer[..., : old.shape[-2], :] = old
