@@ -118,7 +118,7 @@ def main() -> None:
         return policy.token_logprobs(out.hidden_BTH, own)[:, 1:]
 
     # The prompt's last token predicts the first of the completion, so it is every row's own.
-    shared = prompt - 1
+    shared = max(0, prompt - 1)
     truth = torch.stack(reference(policy, ids[:4]))
     gap = max(
         (truth[:, cut:] - way(slice(0, 4), cut)).abs().max().item()

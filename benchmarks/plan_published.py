@@ -58,7 +58,6 @@ def planned_step(spread: float | None = None) -> StepTime:
             "stages.rl={prompts_per_step: 64, group_size: 32, minibatches: 4, arms: [discrete], refresh: {share: 0}}",
             "stages.rl.importance.old_logprobs=recomputed",
             "stages.rl.kl.coefficient=0.01",
-            "optimisation.share_prompts=false",  # theirs runs every sample's prompt
             "stages.rl.checkpoint_every=1000000",
             "task.max_prompt_tokens=150",
             "rollout={max_new_tokens: 3946, batch_rows: 256}",

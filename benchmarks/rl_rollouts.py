@@ -40,8 +40,14 @@ def lrscale(*arguments: str | Path) -> str:
 
 
 def run(folder: Path, name: str, recipe: str, *settings: str) -> Path:
-    """A run of the recipe, to its end; its folder."""
+    """A run of the recipe, to its end; its folder. One that has ended is taken as it is where its settings are these."""
+    words = json.dumps([recipe, *settings])
+    asked = folder / f"{name}.settings.json"
+    if asked.exists() and asked.read_text() != words:
+        raise SystemExit(f"{folder / name} is a run with other settings: choose another --out")
     if not (folder / name / "done.json").exists():
+        asked.parent.mkdir(parents=True, exist_ok=True)
+        asked.write_text(words)
         options = [word for setting in settings for word in ("--set", setting)]
         lrscale("launch", recipe, "--name", name, "--runs-dir", folder, *options)
     return folder / name

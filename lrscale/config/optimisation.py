@@ -13,11 +13,9 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 SEEN_BUDGETS = 4
 """Positions that the rows of a micro-batch may look at, shared prompts counted for each row, in micro_batch_tokens: keys
-and values of the prompts are copied to all rows for the layer at work."""
-
+and values of the prompts are copied to all rows."""
 SHARING_GAIN = 0.75
-"""Prompts are shared where that leaves at most this share of the positions to run: it takes a second forward, for which
-sharded weights are gathered once more."""
+"""Prompts are shared where that leaves at most this share of the positions to run."""
 
 
 class OptimisationConfig(Section):
@@ -28,9 +26,11 @@ class OptimisationConfig(Section):
     weight_decay: NonNegativeFloat = 0.0
     micro_batch_tokens: PositiveInt = 16384
     """A micro-batch holds at most this many positions, padding counted (always at least one row)."""
-    share_prompts: bool = True
-    """RL updates run a prompt once for all samples of it in a micro-batch, where that spares a quarter of the positions
-    or more; log-probs stay the same but for rounding."""
+    share_prompts: bool = False
+    """RL updates of one process (`parallel.kind: single`) run a prompt once for all samples of it in a micro-batch, where
+    that spares a quarter of the positions or more; log-probs stay the same but for rounding. It takes room for a second
+    gradient of the base: weights are used twice before either gradient is whole. Sharded engines, which could not
+    reduce a layer's gradient until the end, run whole rows."""
 
 
 class ScheduleConfig(Section):

@@ -49,6 +49,11 @@ class Recipe(Section):
         return self.parallel.ranks_per_node or self.cluster.gpus_per_node
 
     @property
+    def shares_prompts(self) -> bool:
+        """Whether RL updates run a prompt once for its samples: where asked for, and in one process alone."""
+        return self.optimisation.share_prompts and self.parallel.kind == "single"
+
+    @property
     def world_size(self) -> int:
         """Processes altogether."""
         return self.cluster.nodes * self.ranks_per_node

@@ -75,7 +75,7 @@ def expand_rows(
 def feed_rows(
     stream: LatentStream, projector: nn.Module, packed: PackedRows, spans: Sequence[Spans], mode: LatentMode, pace: Pace
 ) -> Fed:
-    """Feed whole right-packed rows, text and latents in turns, to a fresh stream.
+    """Feed whole right-packed rows, text and latents in turns, to a stream.
 
     Where ranks keep pace, every rank runs the same chain: as many rounds, and in each round as many latent
     steps, as the rank that needs most. What is not a row's own is fed as holes.

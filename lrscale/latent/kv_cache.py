@@ -81,23 +81,29 @@ class Piece(NamedTuple):
 class PieceLayer(DynamicLayer):
     """Keeps each chunk's keys and values as a tensor of its own, so that gradients flow through all of them.
 
-    `pieces` are earlier chunks; `fresh` is what the forward added. Nothing is written in place and no concatenation is
-    kept, so a layer under activation checkpointing may run twice.
+    `pieces` are earlier chunks. Nothing is written in place and no concatenation is kept, so a layer under activation
+    checkpointing may run twice.
     """
 
     def __init__(self, pieces: Sequence[Piece] = ()) -> None:
         super().__init__()
         self.pieces = tuple(pieces)
-        self.fresh: Piece | None = None
+        self._fresh: Piece | None = None
+        self._taken = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.fresh is None:  # what a recomputation gives is used for this layer alone
-            self.fresh = Piece(key_states, value_states)
+        if not self._taken:  # what a recomputation gives is used for this layer alone
+            self._fresh = Piece(key_states, value_states)
         keys = torch.cat([*(piece.of_rows(piece.keys) for piece in self.pieces), key_states], dim=-2)
         values = torch.cat([*(piece.of_rows(piece.values) for piece in self.pieces), value_states], dim=-2)
         return keys, values
+
+    def take(self) -> Piece:
+        """What the forward added, once. A checkpoint holds the layer, so the layer must not go on holding its result."""
+        fresh, self._fresh, self._taken = self._fresh, None, True
+        return fresh
 
     def get_seq_length(self) -> int:
         return sum(piece.keys.shape[-2] for piece in self.pieces)

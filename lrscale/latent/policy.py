@@ -215,7 +215,9 @@ class LatentPolicy(nn.Module):
         packed = self._packed(input_ids_BT, attention_mask_BT)
         spans = self._spans(packed, mode, prefix)
         self.backbone.check_positions(_positions(packed, spans, prefix))
-        stream = stream_behind(self.backbone, prefix) if prefix else LatentStream(self.backbone, len(spans))
+        stream = LatentStream(self.backbone, len(spans))
+        if prefix is not None:
+            stream = stream_behind(self.backbone, prefix, in_pieces=False)
         hidden_BTH, latents = expand_rows(stream, self.projector, packed, spans, mode, self.pace)
         return self._output(hidden_BTH, latents, spans, packed)
 
@@ -235,7 +237,7 @@ class LatentPolicy(nn.Module):
         packed = self._packed(input_ids_BT, attention_mask_BT)
         spans = fit_spans(self._spans(packed, mode, prefix), packed.lengths_B, latents)
         self.backbone.check_positions(_positions(packed, spans, prefix))
-        stream = stream_behind(self.backbone, prefix) if prefix else None
+        stream = stream_behind(self.backbone, prefix, in_pieces=True) if prefix else None
         hidden_BTH = replay_rows(self.backbone, packed, spans, latents, stream)
         return self._output(hidden_BTH, tuple(latents), spans, packed)
 

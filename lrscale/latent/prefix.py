@@ -18,10 +18,10 @@ from lrscale.latent.stream import LatentStream
 from lrscale.records import LatentSpan, SharedPrefix
 
 
-def stream_behind(backbone: Backbone, prefix: SharedPrefix) -> LatentStream:
-    """A stream that has fed the prefixes: a row of it stands behind its own."""
+def stream_behind(backbone: Backbone, prefix: SharedPrefix, *, in_pieces: bool) -> LatentStream:
+    """A stream that has fed the prefixes: a row of it stands behind its own. `in_pieces` where one feed follows."""
     ids_GP, lengths_G = _padded(prefix.ids)
-    stream = LatentStream(backbone, len(prefix.ids))
+    stream = LatentStream(backbone, len(prefix.ids), in_pieces=in_pieces)
     stream.feed(backbone.embed(ids_GP.to(backbone.device)), lengths_G.to(backbone.device))
     stream.keep(torch.tensor(prefix.of_row_B, device=backbone.device))
     return stream

@@ -18,11 +18,14 @@ class LatentStream:
 
     All rows write the same cache slots; where a row has nothing to feed it writes a hole,
     which no query ever sees. `hidden_BH` is the hidden state at each row's latest real position.
+
+    With gradients the cache is kept in pieces, one a feed, which are put together for the layer at work. Without, it
+    is one buffer that grows, unless `in_pieces` is asked for: few feeds, whose rows share what is in front of them.
     """
 
-    def __init__(self, backbone: Backbone, rows: int) -> None:
+    def __init__(self, backbone: Backbone, rows: int, *, in_pieces: bool = False) -> None:
         self.backbone = backbone
-        self._grad = torch.is_grad_enabled()
+        self._in_pieces = in_pieces or torch.is_grad_enabled()
         self._cache = cache_of(GrowingLayer, backbone.layers)
         self._pieces: list[list[Piece]] = [[] for _ in range(backbone.layers)]
         device = backbone.device
@@ -55,7 +58,7 @@ class LatentStream:
         else:
             valid_BK = offset_K < lengths_B[:, None]
         first = self.slots == 0
-        if self._grad and not first:
+        if not first and self.hidden_BH.requires_grad:
             # Nothing may read the output of the forward before, only its keys and values. FSDP2 brings weights back
             # when a gradient reaches a layer's output, so this one hangs on it, with a gradient of 0.
             embeds_BKH = embeds_BKH + self.hidden_BH[:, :0].sum()
@@ -74,7 +77,7 @@ class LatentStream:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only, in this order; a row may be taken several times."""
-        if self._grad:
+        if self._in_pieces:
             self._pieces = [[piece.taken(rows) for piece in pieces] for pieces in self._pieces]
         else:
             self._cache.batch_select_indices(rows)
@@ -84,10 +87,10 @@ class LatentStream:
         self.hidden_BH = self.hidden_BH[rows]
 
     def _forward(self, embeds_BKH: Tensor, mask: AttentionMask | None, position_BK: Tensor) -> Tensor:
-        if not self._grad:
+        if not self._in_pieces:
             return self.backbone.forward_cached(embeds_BKH, mask, position_BK, self._cache)
         layers = [PieceLayer(pieces) for pieces in self._pieces]
         hidden_BKH = self.backbone.forward_cached(embeds_BKH, mask, position_BK, Cache(layers=layers))
         for pieces, layer in zip(self._pieces, layers, strict=True):
-            pieces.append(layer.fresh)
+            pieces.append(layer.take())
         return hidden_BKH

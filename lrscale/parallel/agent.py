@@ -51,15 +51,17 @@ def _import_torch_quietly() -> None:
     """Without C++ warnings in this process: the ranks that it starts keep theirs.
 
     Agents meet when their ranks are done, through a store that the first one holds. It may leave while the others
-    still read its answer; each of them would end a sound run with a C++ stack of forty lines.
+    still read its answer; each of them would end a sound run with a C++ stack of forty lines. Attempts to reach a host
+    that does not answer yet are not told either: what comes of them is, and TORCH_CPP_LOG_LEVEL=INFO shows them.
     """
     environment, level = os.environ, "TORCH_CPP_LOG_LEVEL"  # noqa: TID251 - ranks.py imports torch: too late
     if level in environment:  # someone wants to see them
         return
     environment[level] = "ERROR"
-    import torch  # noqa: F401 - it reads the variable now, and never again
-
-    del environment[level]
+    try:
+        import torch  # noqa: F401 - it reads the variable now, and never again
+    finally:
+        del environment[level]
 
 
 def _code_of(error: BaseException) -> int:

@@ -192,11 +192,15 @@ class _Needs:
         return self.tokens * dims.kv_bytes_per_token(self.element) + full + self.element * behind * dims.hidden
 
     @property
-    def seen(self) -> int:
-        """Keys and values of one layer, copied to each row behind a shared prompt and to each head that reads them."""
-        if not self.recipe.optimisation.share_prompts:
+    def sharing(self) -> int:
+        """What an update takes more where samples share a prompt: another gradient, since weights are used twice before
+        one is whole; and keys and values copied to each row and to each head that reads them, with their gradients.
+        Those of one layer with checkpointing, else of all."""
+        if not self.recipe.shares_prompts:
             return 0
-        return 2 * SEEN_BUDGETS * self.tokens * self.dims.heads * self.dims.head_dim * self.element
+        layers = 1 if self.recipe.model.gradient_checkpointing else self.dims.layers
+        copied = 2 * SEEN_BUDGETS * self.tokens * self.dims.heads * self.dims.head_dim * self.element
+        return self.element * weight_elements(self.recipe, self.dims) + copied * (layers + 1)
 
     @property
     def logits(self) -> int:
@@ -284,11 +288,10 @@ class _Needs:
         forward = self.element * self.tokens * self.dims.hidden * _ACTIVATIONS_PER_TOKEN
         yield self._phase(
             "log-probs",
-            base
-            | {"live": self.live, "activations": forward + self.seen, "logits": self.logits, "latents": self.latents},
+            base | {"live": self.live, "activations": forward, "logits": self.logits, "latents": self.latents},
         )
-        training = {"live": self.live, "activations": self.activations + 2 * self.seen}  # with their gradients
-        training |= {"logits": self.logits, "latents": self.latents, "states": kept.states}
+        training = {"live": self.live, "activations": self.activations, "logits": self.logits, "latents": self.latents}
+        training |= {"states": kept.states} | ({"shared prompts": self.sharing} if self.sharing else {})
         yield self._phase(
             "update",
             base | max(training, {"states": kept.states, "optimizer step": self.step}, key=lambda p: sum(p.values())),

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lrscale.config.hardware import Machine
-from lrscale.config.optimisation import SHARING_GAIN
 from lrscale.config.recipe import Recipe
 from lrscale.plan.checkpoint_bytes import checkpoint_bytes
 from lrscale.plan.collectives import all_reduce_s, gather_s
@@ -262,23 +261,19 @@ class _Job:
 
     @property
     def logprob_s(self) -> float:
-        spared = self._spared(minibatches=1)
-        work = (self._row.forward - spared * self._prompt.forward) / self._mean
+        work = (self._row.forward - self.work.spared * self._prompt.forward) / self._mean
         computing_s = work / (self.peak * self.machine.efficiencies.prefill.value * self.layout.train_gpus)
-        return self._beside(computing_s, self._gathers_s(2 if spared else 1, spared) / max(1.0, self.work.positions))
+        return self._beside(computing_s, self._gathers_s(1) / max(1.0, self.work.positions))
 
     @property
     def update_s(self) -> float:
         """Products over the training ranks; each micro-batch gathers the weights for forward and backward, and
         reduces gradients once (ZeRO, arXiv 1910.02054, section 7.2: 3 x the parameters a step, here a micro-batch)."""
-        spared = self._spared(self.work.minibatches)
-        row, prompt = (
-            one.training(checkpointing=self.recipe.model.gradient_checkpointing) for one in (self._row, self._prompt)
-        )
-        work = (row - spared * prompt) / self._mean
+        checkpointing = self.recipe.model.gradient_checkpointing
+        row, prompt = (one.training(checkpointing=checkpointing) for one in (self._row, self._prompt))
+        work = (row - self.work.spared * prompt) / self._mean
         computing_s = work / (self.peak * self.machine.efficiencies.training.value * self.layout.train_gpus)
-        times = 5 if spared else 3  # a prompt and what stands behind it are two forwards, and two backwards
-        return self._beside(computing_s, self._gathers_s(times, spared) / max(1.0, self.work.positions))
+        return self._beside(computing_s, self._gathers_s(3) / max(1.0, self.work.positions))
 
     @property
     def _mean(self) -> int:
@@ -294,20 +289,14 @@ class _Job:
     def _prompt(self) -> Flops:
         return flops(self.dims, round(self.work.prompt_tokens), scored=0, causal=True)
 
-    def _spared(self, minibatches: int) -> float:
-        """Share of the rows whose prompt another row of their micro-batch runs."""
-        spared = 1 - 1 / self.work.samples_together(self.layout.train_gpus, minibatches)
-        return spared if 1 - spared * self.work.prompt_tokens / self._mean <= SHARING_GAIN else 0.0
-
     def _beside(self, computing_s: float, moving_s: float) -> float:
         """Collectives and products at the same time: the longer one, and what of the shorter one does not hide."""
         hidden = self.machine.efficiencies.overlap.value
         return max(computing_s, moving_s) + (1 - hidden) * min(computing_s, moving_s)
 
-    def _gathers_s(self, times: int, spared: float) -> float:
+    def _gathers_s(self, times: int) -> float:
         """Collectives of one pass over all sequences: so many a micro-batch."""
-        run = self.work.positions - spared * self.work.sequences * self.work.prompt_tokens
-        of_rank = run / self.layout.train_gpus
+        of_rank = self.work.positions / self.layout.train_gpus
         least = self.work.minibatches
         rounds = max(least, -(-of_rank // self.work.micro_batch_tokens))
         return rounds * times * self.gathered_s(self.bytes - self.projector_bytes, self.dims.layers)

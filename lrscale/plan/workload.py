@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lrscale.config.arms import LATENT_ARMS
-from lrscale.config.optimisation import SEEN_BUDGETS
+from lrscale.config.optimisation import SEEN_BUDGETS, SHARING_GAIN
 from lrscale.config.recipe import Recipe
 from lrscale.plan.lengths import USUAL_SPREAD, Lengths
 from lrscale.plan.topology import longest_prompt
@@ -59,15 +60,17 @@ class Workload:
         """Of all sequences, prompts included."""
         return self.sequences * (self.prompt_tokens + self.lengths.mean)
 
-    def samples_together(self, ranks: int, minibatches: int) -> float:
-        """Samples of a prompt that a micro-batch holds, so that they run it once (`lrscale.stages.batching`)."""
+    @property
+    def spared(self) -> float:
+        """Share of the update's rows whose prompt another row of their micro-batch runs (`lrscale.stages.batching`)."""
         if not self.share_prompts:
-            return 1.0
+            return 0.0
         own, whole = self.lengths.mean, self.prompt_tokens + self.lengths.mean
         fitting = (self.micro_batch_tokens - self.prompt_tokens) / own
         seen = SEEN_BUDGETS * self.micro_batch_tokens / whole
-        drawn = self.group / minibatches, self.sequences / minibatches / ranks
-        return max(1.0, min(*drawn, fitting, seen))
+        together = max(1, math.floor(min(self.group / self.minibatches, fitting, seen)))
+        spared = 1 - 1 / together
+        return spared if 1 - spared * self.prompt_tokens / whole <= SHARING_GAIN else 0.0
 
     @property
     def completion_positions(self) -> float:
@@ -106,7 +109,7 @@ def workload(
         passes=rl.passes,
         minibatches=rl.minibatches,
         micro_batch_tokens=recipe.optimisation.micro_batch_tokens,
-        share_prompts=recipe.optimisation.share_prompts,
+        share_prompts=recipe.shares_prompts,
         refresh_every=every,
         refresh_rows=round(traces * len(recipe.stages.traces.replace_ratios)),
     )

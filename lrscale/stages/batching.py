@@ -38,23 +38,16 @@ def micro_batches(
     return min(cuts, key=lambda batches: sum(map(sizes.cost, batches)))
 
 
-def rounds(
-    lengths: Sequence[int],
-    budget: int,
-    ranks: int,
-    *,
-    least_rows: int = 1,
-    prefixes: Sequence[tuple[int, ...]] | None = None,
-) -> list[list[list[int]]]:
+def rounds(lengths: Sequence[int], budget: int, ranks: int, *, least_rows: int = 1) -> list[list[list[int]]]:
     """Micro-batches for `ranks` processes that run side by side: one list a round, in it one list of rows a rank.
 
     The micro-batches of a round cost about the same, since all ranks wait for the slowest of it. Where rows do
     not go round, a rank's list is empty: it runs padding. For one rank these are `micro_batches`.
     """
-    batches = micro_batches(lengths, budget, least_rows=least_rows, prefixes=prefixes)
+    batches = micro_batches(lengths, budget, least_rows=least_rows)
     if ranks == 1:
         return [[batch] for batch in batches]
-    sizes = _Sizes(lengths, prefixes)
+    sizes = _Sizes(lengths)
     while len(batches) % ranks and _split_largest(batches, sizes, least_rows):
         pass
     batches.sort(key=lambda batch: -sizes.cost(batch))
@@ -63,19 +56,16 @@ def rounds(
 
 
 def positions_run(
-    rounds_: Sequence[Sequence[Sequence[int]]],
-    lengths: Sequence[int],
-    prefixes: Sequence[tuple[int, ...]] | None = None,
+    batches: Sequence[Sequence[int]], lengths: Sequence[int], prefixes: Sequence[tuple[int, ...]] | None = None
 ) -> int:
-    """Positions that `rounds` take one after the other: those of the largest micro-batch of each."""
-    sizes = _Sizes(lengths, prefixes)
-    return sum(max(map(sizes.cost, of_ranks)) for of_ranks in rounds_)
+    """Positions that micro-batches take, padding counted, and equal prefixes once each."""
+    return sum(map(_Sizes(lengths, prefixes).cost, batches))
 
 
 class _Sizes:
     """What batches of rows cost."""
 
-    def __init__(self, lengths: Sequence[int], prefixes: Sequence[tuple[int, ...]] | None) -> None:
+    def __init__(self, lengths: Sequence[int], prefixes: Sequence[tuple[int, ...]] | None = None) -> None:
         self._lengths = lengths
         prefixes = prefixes or [()] * len(lengths)
         number = {prefix: index for index, prefix in enumerate(sorted(set(prefixes), key=lambda p: (-len(p), p)))}

@@ -318,5 +318,5 @@ def settings(parts: Parts, arm: Arm) -> UpdateSettings:
         max_new_tokens=recipe.rollout.max_new_tokens,
         micro_batch_tokens=recipe.optimisation.micro_batch_tokens,
         seed=recipe.seed,
-        share_prompts=recipe.optimisation.share_prompts,
+        share_prompts=recipe.shares_prompts,
     )

@@ -26,7 +26,7 @@ from lrscale.objective import PolicyLoss, PolicyObjective, PolicyStats, loss_nor
 from lrscale.parallel.engine import Engine, NonFiniteError
 from lrscale.parallel.lockstep import Lockstep
 from lrscale.records import Rollout, RolloutGroup, Score, SharedPrefix, TrainBatch
-from lrscale.stages.batching import padded, positions_run, rounds
+from lrscale.stages.batching import micro_batches, padded, positions_run, rounds
 from lrscale.stages.randomness import shuffled
 
 
@@ -41,8 +41,8 @@ class UpdateSettings:
     max_new_tokens: int
     micro_batch_tokens: int
     seed: int
-    share_prompts: bool = True
-    """A prompt is run once for its samples in a micro-batch."""
+    share_prompts: bool = False
+    """A prompt is run once for its samples in a micro-batch, where that is worth it."""
 
     @property
     def replay_mode(self) -> LatentMode:
@@ -112,6 +112,7 @@ def update_policy(
     """
     config = settings.rl
     live = [index for index, row in enumerate(rows) if has_gradient(row, config)]
+    settings = replace(settings, share_prompts=shared([rows[index] for index in live], settings))
     rows = _with_fixed_logprobs(engine, rows, live, settings, reference)
     objective = PolicyObjective.from_config(config)
     losses: list[float] = []
@@ -187,17 +188,31 @@ def pack(rows: Sequence[Row], device: torch.device, *, share_prompts: bool = Fal
     )
 
 
-def micro_batch_rounds(rows: Sequence[Row], settings: UpdateSettings, ranks: int) -> tuple[list[list[list[int]]], bool]:
-    """Which rows each of `ranks` runs together, a list a round; and whether they share their prompts."""
-    lengths = [row.positions for row in rows]
-    whole = rounds(lengths, settings.micro_batch_tokens, ranks)
+def shared(rows: Sequence[Row], settings: UpdateSettings) -> bool:
+    """Whether it is worth it to run the rows' prompts once for their samples.
+
+    Decided once an update: the log-probs that stay fixed and those of the policy are to be rounded alike.
+    """
     if not settings.share_prompts:
-        return whole, False
+        return False
+    budget, lengths = settings.micro_batch_tokens, [row.positions for row in rows]
+    own, prefixes = _split(rows)
+    together = positions_run(micro_batches(own, budget, prefixes=prefixes), own, prefixes)
+    return together <= SHARING_GAIN * positions_run(micro_batches(lengths, budget), lengths)
+
+
+def micro_batch_rounds(rows: Sequence[Row], settings: UpdateSettings, ranks: int) -> list[list[list[int]]]:
+    """Which rows each of `ranks` runs together, a list a round. Prompts are shared by one rank alone."""
+    if not settings.share_prompts:
+        return rounds([row.positions for row in rows], settings.micro_batch_tokens, ranks)
+    own, prefixes = _split(rows)
+    return [[batch] for batch in micro_batches(own, settings.micro_batch_tokens, prefixes=prefixes)]
+
+
+def _split(rows: Sequence[Row]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Each row's own positions, and what it can share."""
     prefixes = [row.shareable_ids for row in rows]
-    own = [length - len(prefix) for length, prefix in zip(lengths, prefixes, strict=True)]
-    shared = rounds(own, settings.micro_batch_tokens, ranks, prefixes=prefixes)
-    worth_it = positions_run(shared, own, prefixes) <= SHARING_GAIN * positions_run(whole, lengths)
-    return (shared, True) if worth_it else (whole, False)
+    return [row.positions - len(prefix) for row, prefix in zip(rows, prefixes, strict=True)], prefixes
 
 
 def replay_logprobs(policy: LatentPolicy, batch: TrainBatch, settings: UpdateSettings) -> Tensor:
@@ -221,10 +236,10 @@ def _accumulate(
     )
     live = [row for row in part if has_gradient(row, config)]
     summed, stats = torch.zeros((), dtype=torch.float64), PolicyStats.zero(engine.device)
-    todo, share_prompts = micro_batch_rounds(live, settings, engine.ranks.world_size)
+    todo = micro_batch_rounds(live, settings, engine.ranks.world_size)
     for number, of_ranks in enumerate(todo, start=1):
         rows = [live[index] for index in of_ranks[engine.ranks.rank]] or [_padding(part[0])]
-        batch = pack(rows, engine.device, share_prompts=share_prompts)
+        batch = pack(rows, engine.device, share_prompts=settings.share_prompts)
         result = _loss_of(engine, rows, batch, objective, settings, normaliser, step)
         summed += result.loss.detach().double().cpu()
         stats += result.stats
@@ -318,11 +333,11 @@ def _fixed_logprobs(
     """[T] log-probs of each live row's completion, worked out by one rank and told to all."""
     mine: dict[str, Tensor] = {}
     ranks = lockstep.ranks
-    todo, share_prompts = micro_batch_rounds([rows[index] for index in live], settings, ranks.world_size)
+    todo = micro_batch_rounds([rows[index] for index in live], settings, ranks.world_size)
     for of_ranks in todo:
         chosen = [live[index] for index in of_ranks[ranks.rank]]
         packed = [rows[index] for index in chosen] or [_padding(rows[0])]
-        batch = pack(packed, policy.device, share_prompts=share_prompts)
+        batch = pack(packed, policy.device, share_prompts=settings.share_prompts)
         logprobs_BT = replay_logprobs(policy, batch, settings)
         for index, values_T, action_T in zip(chosen, logprobs_BT, batch.action_mask_BT, strict=False):
             mine[str(index)] = values_T[action_T.bool()].cpu().contiguous()

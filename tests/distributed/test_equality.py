@@ -54,6 +54,7 @@ def _errors(outcome: Outcome) -> tuple[float, float]:
         ("zero3", 2, "live", ["--checkpointing", "--offload"]),
         ("zero3", 4, "tied", ["--persistent"]),
         ("fsdp2", 2, "live", []),
+        ("fsdp2", 2, "live", ["--checkpointing"]),
         ("fsdp2", 4, "tied", []),
     ],
 )

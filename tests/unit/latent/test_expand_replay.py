@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
 
 from lrscale.latent.backbone import Backbone
+from lrscale.latent.kv_cache import PieceLayer
 from lrscale.records import SharedPrefix
 from tests.unit.latent.plain_loop import plain_expand, plain_logprobs
 from tests.unit.latent.tiny_models import ARCHITECTURES, live_policy, padded, random_rows
@@ -169,6 +171,16 @@ def test_checkpointing_runs_each_layer_twice_and_one_at_a_time(shared):
     out.hidden_BTH.sum().backward()
     assert sorted(calls) == sorted(forwards)
     assert calls[:2] == [1, 0], "the last layer is run again, and done with, before the one below it"
+
+
+def test_an_output_that_is_dropped_takes_its_keys_and_values_along():
+    """Locks out a cycle from a checkpoint to what was computed in it, which Python cannot collect."""
+    policy = live_policy("llama")
+    policy.enable_checkpointing()
+    ids, mask = padded(random_rows(policy, SPANS, 24), "right")
+    policy.expand(ids, mask)
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is PieceLayer]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -126,3 +126,12 @@ def test_gradients_of_engines_without_deepspeed_are_there_only_while_they_are_ne
     plan = memory_plan(recipe, KNOWN["Qwen/Qwen3-4B"])
     assert plan.phase("rollout").part("states") == pytest.approx(plan.phase("update").part("states") * 14 / 18)
     assert overflow(plan, 80.0) is None
+
+
+def test_shared_prompts_take_another_gradient_where_they_are_shared() -> None:
+    """Locks out an update that the plan calls possible and that ends out of memory; and room for what never happens."""
+    four = KNOWN["Qwen/Qwen3-4B"]
+    shared = load_recipe(["qwen3-4b-1gpu"], ["optimisation.share_prompts=true"]).recipe
+    assert memory_plan(shared, four).phase("update").part("shared prompts") > 2 * four.parameters / 2**30
+    sharded = memory_plan(large(8, "optimisation.share_prompts=true"), LLAMA)
+    assert sharded.phase("update").part("shared prompts") == 0.0

@@ -173,3 +173,13 @@ def test_constants_of_ones_own_lie_on_top(tmp_path: Path) -> None:
     machine = load_machine("x1", file=own, constants=["efficiencies.prefill=0.4"])
     assert (machine.efficiencies.training.value, machine.efficiencies.training.source) == (0.3, str(own))
     assert (machine.efficiencies.prefill.value, machine.gpu.name) == (0.4, "X1")
+
+
+def test_shared_prompts_spare_what_fits_together_in_one_process_alone() -> None:
+    """Two and a half samples a micro-batch are two: what is planned must be what `micro_batches` can cut."""
+    one = ["rollout.max_new_tokens=2000", "optimisation.micro_batch_tokens=7000", "optimisation.share_prompts=true"]
+    recipe = load_recipe(["qwen3-4b-1gpu"], [*one, "stages.rl.minibatches=1", "stages.rl.group_size=8"]).recipe
+    assert workload(recipe, prompt_tokens=4500, mean_new_tokens=1000).spared == 0.5
+    assert workload(recipe, prompt_tokens=500, mean_new_tokens=1000).spared > 0.5
+    assert workload(recipe, prompt_tokens=100, mean_new_tokens=1000).spared == 0.0, "a second forward for nothing"
+    assert workload(large("optimisation.share_prompts=true"), prompt_tokens=4500).spared == 0.0
