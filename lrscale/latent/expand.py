@@ -94,17 +94,8 @@ def feed_rows(
     steps_before = 0
     for (start_B, length_B, steps_B), most_text, most_steps in zip(rounds, most[::2], most[1::2], strict=True):
         if most_text or steps_before:
-            lead_B = last_latents.waits_B.long()
-            width = max(1, int((lead_B + length_B).max()))
-            offset_BK = torch.arange(width) - lead_B[:, None]
-            column_BK = (start_B[:, None] + offset_BK).clamp(0, columns - 1)
-            text_BK = (offset_BK >= 0) & (offset_BK < length_B[:, None])
-            slot_BK = (stream.slots - first_slot + torch.arange(width)).expand_as(column_BK)
-            row_BK = torch.arange(rows)[:, None].expand_as(column_BK)
-            slot_BT[row_BK[text_BK], column_BK[text_BK]] = slot_BK[text_BK]
-            slot_BT[last_latents.waits_B, start_B[last_latents.waits_B] - 1] = stream.slots - first_slot
-            embeds_BKH = stream.backbone.embed(packed.ids_BT.gather(1, column_BK.to(device)))
-            hidden.append(stream.feed(last_latents.put_first(embeds_BKH), (lead_B + length_B).to(device)))
+            embeds_BKH, fed_B = _stretch(stream, packed, start_B, length_B, last_latents, slot_BT, first_slot)
+            hidden.append(stream.feed(embeds_BKH, fed_B))
         for step in range(most_steps):
             active_B = steps_B > step
             z_AH = next_latents(projector, stream.hidden_BH, active_B.to(device), mode)
@@ -118,6 +109,34 @@ def feed_rows(
                 hidden.append(stream.feed(embeds_BH[:, None], more_B.long().to(device)))
         steps_before = most_steps
     return Fed(hidden, slot_BT, latents)
+
+
+def _stretch(  # noqa: PLR0913 - one turn of feed_rows
+    stream: LatentStream,
+    packed: PackedRows,
+    start_B: Tensor,
+    length_B: Tensor,
+    last_latents: _LastLatents,
+    slot_BT: Tensor,
+    first_slot: int,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings [B, K, H] of each row's next stretch of text, behind a latent that waits for it, and their numbers [B].
+
+    Writes into `slot_BT` where they will stand.
+    """
+    rows, columns = packed.ids_BT.shape
+    device, waits_B = packed.ids_BT.device, last_latents.waits_B
+    lead_B = waits_B.long()
+    width = max(1, int((lead_B + length_B).max()))
+    offset_BK = torch.arange(width) - lead_B[:, None]
+    column_BK = (start_B[:, None] + offset_BK).clamp(0, columns - 1)
+    text_BK = (offset_BK >= 0) & (offset_BK < length_B[:, None])
+    slot_BK = (stream.slots - first_slot + torch.arange(width)).expand_as(column_BK)
+    row_BK = torch.arange(rows)[:, None].expand_as(column_BK)
+    slot_BT[row_BK[text_BK], column_BK[text_BK]] = slot_BK[text_BK]
+    slot_BT[waits_B, start_B[waits_B] - 1] = stream.slots - first_slot  # the marker's last token reads its last latent
+    embeds_BKH = stream.backbone.embed(packed.ids_BT.gather(1, column_BK.to(device)))
+    return last_latents.put_first(embeds_BKH), (lead_B + length_B).to(device)
 
 
 class _LastLatents:
