@@ -24,12 +24,12 @@ def main(arguments: list[str]) -> int:
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:  # nohup and the like
         signal.signal(signal.SIGINT, _leave)
-    _import_torch_quietly()
+    from lrscale.parallel.ranks import import_torch_quietly, name_launcher
+
+    import_torch_quietly()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    from lrscale.parallel.ranks import name_launcher
 
     signal.signal(signal.SIGINT, before)
     logging.disable(logging.CRITICAL)
@@ -45,23 +45,6 @@ def main(arguments: list[str]) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
     return 0
-
-
-def _import_torch_quietly() -> None:
-    """Without C++ warnings in this process: the ranks that it starts keep theirs.
-
-    Agents meet when their ranks are done, through a store that the first one holds. It may leave while the others
-    still read its answer; each of them would end a sound run with a C++ stack of forty lines. Attempts to reach a host
-    that does not answer yet are not told either: what comes of them is, and TORCH_CPP_LOG_LEVEL=INFO shows them.
-    """
-    environment, level = os.environ, "TORCH_CPP_LOG_LEVEL"  # noqa: TID251 - ranks.py imports torch: too late
-    if level in environment:  # someone wants to see them
-        return
-    environment[level] = "ERROR"
-    try:
-        import torch  # noqa: F401 - it reads the variable now, and never again
-    finally:
-        del environment[level]
 
 
 def _code_of(error: BaseException) -> int:

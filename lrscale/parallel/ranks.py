@@ -1,4 +1,7 @@
-"""Which process this is, as the launcher says in environment variables. The only user of os.environ."""
+"""Which process this is, as the launcher says in environment variables. The only user of os.environ.
+
+Torch is imported where it is used: an agent says beforehand how much torch is to say.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
 
 _LAUNCHER = "LRSCALE_LAUNCHER_PID"
 
@@ -59,6 +60,8 @@ def node_name() -> str:
 def visible_gpus() -> list[str]:
     """Names by which CUDA_VISIBLE_DEVICES can leave some of this process's GPUs to one that it starts."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    import torch
+
     count = torch.cuda.device_count()
     return names[:count] or [str(index) for index in range(count)]
 
@@ -74,6 +77,8 @@ def set_threads(threads: int | None) -> None:
         return
     if threads < 1:
         raise ValueError(f"threads: given {threads}, needed at least 1, or null for all cores")
+    import torch
+
     torch.set_num_threads(threads)
 
 
@@ -83,6 +88,23 @@ def tell_libraries(ranks: Ranks, *, on_gpu: bool) -> None:
         os.environ.setdefault(name, str(value))
     if not on_gpu:  # DeepSpeed takes a GPU that it finds, whatever the recipe says, and warns where there is none
         os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def import_torch_quietly() -> None:
+    """Without C++ warnings in this process, which is to be an agent; the ranks that it starts keep theirs.
+
+    Agents meet when their ranks are done, through a store that the first one holds. It may leave while the others
+    still read its answer; each of them would end a sound run with a C++ stack of forty lines. Attempts to reach a host
+    that does not answer yet are not told either: what comes of them is, and TORCH_CPP_LOG_LEVEL=INFO shows them.
+    """
+    level = "TORCH_CPP_LOG_LEVEL"
+    if level in os.environ:  # someone wants to see them
+        return
+    os.environ[level] = "ERROR"
+    try:
+        import torch  # noqa: F401 - it reads the variable now, and never again
+    finally:
+        del os.environ[level]
 
 
 def name_launcher() -> None:

@@ -16,9 +16,10 @@ input()
 OTHER = """
 import sys
 from datetime import timedelta
-from lrscale.parallel import agent
+from lrscale.parallel import agent, ranks
+assert "torch" not in sys.modules, "too late to silence it"
 if sys.argv[2] == "agent":
-    agent._import_torch_quietly()
+    ranks.import_torch_quietly()
 import os
 import torch.distributed as dist
 assert "TORCH_CPP_LOG_LEVEL" not in os.environ, "ranks would inherit it"
