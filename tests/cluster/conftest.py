@@ -70,6 +70,15 @@ class Cluster:
         """Names of the nodes that a job has."""
         return self.call("scontrol", "show", "hostnames", self.job(job_id)["NodeList"]).split()
 
+    def interrupt_ranks(self, job_id: int) -> None:
+        """SIGTERM to the first step of a job: asked again while one of its nodes has yet to start its part of it."""
+        command = ["scancel", "--signal=TERM", f"{job_id}.0"]
+
+        def heard() -> bool:
+            return subprocess.run(command, env=self.environment, capture_output=True, timeout=60).returncode == 0
+
+        wait_until(heard, f"all nodes run the first step of job {job_id}", timeout_s=30)
+
     def cancel(self, job_id: int) -> None:
         """Cancels a job for good: one that its script is just putting back into the queue would come back."""
 

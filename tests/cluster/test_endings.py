@@ -77,7 +77,7 @@ def test_a_cancelled_job_says_so(scripted: Scripted, how: list[str]) -> None:
 
 def test_ranks_that_were_interrupted_end_the_job(scripted: Scripted) -> None:
     run = scripted.start("interrupted", RUNS)
-    run.cluster.call("scancel", "--signal=TERM", f"{ready(run)}.0")
+    run.cluster.interrupt_ranks(ready(run))
     assert run.end()["state"] == "cancelled", run.logs()
 
 
