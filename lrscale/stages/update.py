@@ -112,7 +112,7 @@ def update_policy(
     """
     config = settings.rl
     live = [index for index, row in enumerate(rows) if has_gradient(row, config)]
-    settings = replace(settings, share_prompts=shared([rows[index] for index in live], settings))
+    settings = replace(settings, share_prompts=worth_sharing([rows[index] for index in live], settings))
     rows = _with_fixed_logprobs(engine, rows, live, settings, reference)
     objective = PolicyObjective.from_config(config)
     losses: list[float] = []
@@ -188,7 +188,7 @@ def pack(rows: Sequence[Row], device: torch.device, *, share_prompts: bool = Fal
     )
 
 
-def shared(rows: Sequence[Row], settings: UpdateSettings) -> bool:
+def worth_sharing(rows: Sequence[Row], settings: UpdateSettings) -> bool:
     """Whether it is worth it to run the rows' prompts once for their samples.
 
     Decided once an update: the log-probs that stay fixed and those of the policy are to be rounded alike.
