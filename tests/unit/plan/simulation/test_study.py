@@ -35,7 +35,8 @@ def found(planned: RunPlan, **options: object) -> Study:
 
 @pytest.fixture(scope="module")
 def studied() -> Study:
-    return found(plan(), seeds=3, steps=20, failures_per_node_day=3.0)
+    seldom = plan("stages.rl.checkpoint_every=12")  # much longer than is best with so many failures
+    return found(seldom, seeds=3, steps=20, failures_per_node_day=3.0)
 
 
 def test_the_simulated_step_is_near_the_roofline() -> None:
@@ -56,13 +57,7 @@ def test_a_study_tells_everything(studied: Study) -> None:
     assert studied.failures > 0 and studied.phases["lost"] > 0
     assert sum(studied.phases.values()) == pytest.approx(1.0)
     assert studied.split is not None and 0 < studied.split.best.generate_nodes < 8
-    intervals = studied.intervals
-    assert (
-        intervals.best.simulated
-        == min(cost.simulated for cost in intervals.costs)
-        < max(cost.simulated for cost in intervals.costs)
-    )
-    assert intervals.chosen in intervals.costs
+    assert studied.intervals.best.simulated < studied.intervals.chosen.simulated
     own, other = studied.reasoning
     assert (own.name, other.name, other.latent_steps) == ("with latents", "discrete", 0.0)
     assert other.tokens > own.tokens
