@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lrscale.latent.backbone import Backbone
 from lrscale.latent.expand import LatentMode, feed_rows, next_latents
-from lrscale.latent.layout import PackedRows
+from lrscale.latent.layout import pad_rows
 from lrscale.latent.marker import MarkerDetector
 from lrscale.latent.pace import Pace
 from lrscale.latent.sampling import SamplingOptions, draw, row_streams, uniforms
@@ -121,7 +121,7 @@ class Decoder:
         distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
         rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=self.backbone.device)
-        packed = _pack(distinct, self.backbone.device)
+        packed = pad_rows(distinct, self.backbone.device)
         states, spans, pending = zip(*(self._scan(prompt) for prompt in distinct), strict=True)
         stream = LatentStream(self.backbone, len(distinct))
         fed = feed_rows(stream, self.projector, packed, spans, self.options.mode, self.pace)
@@ -245,10 +245,3 @@ def _completion_spans(record: Sequence[int], prompt_length: int) -> list[LatentS
             run = 0
         position += 1
     return spans
-
-
-def _pack(prompts: Sequence[Sequence[int]], device: torch.device) -> PackedRows:
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
-    ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
-    return PackedRows(ids, lengths.to(device), torch.zeros_like(ids))

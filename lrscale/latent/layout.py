@@ -29,6 +29,15 @@ class PackedRows:
     """[B, T] rank of the token in each column of the INPUT; 0 at padding."""
 
 
+def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> PackedRows:
+    """Token ids of each row, padded on the right to the longest, or to one column where all are empty."""
+    width = max(1, *map(len, rows))
+    ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    lengths_B = torch.tensor([len(row) for row in rows], device=device)
+    column_T = torch.arange(width, device=device)
+    return PackedRows(ids_BT, lengths_B, column_T * (column_T < lengths_B[:, None]))
+
+
 def pack_rows(input_ids_BT: Tensor, attention_mask_BT: Tensor) -> PackedRows:
     """Left-, right- or un-padded rows to right-padded ones.
 

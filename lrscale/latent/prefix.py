@@ -6,13 +6,10 @@ behind them, with gradients through it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
 from lrscale.latent.backbone import Backbone
-from lrscale.latent.layout import PackedRows, Spans
+from lrscale.latent.layout import PackedRows, Spans, pad_rows
 from lrscale.latent.marker import MarkerDetector
 from lrscale.latent.stream import LatentStream
 from lrscale.records import LatentSpan, SharedPrefix
@@ -20,9 +17,9 @@ from lrscale.records import LatentSpan, SharedPrefix
 
 def stream_behind(backbone: Backbone, prefix: SharedPrefix, *, in_pieces: bool) -> LatentStream:
     """A stream that has fed the prefixes: a row of it stands behind its own. `in_pieces` where one feed follows."""
-    ids_GP, lengths_G = _padded(prefix.ids)
+    packed = pad_rows(prefix.ids, backbone.device)
     stream = LatentStream(backbone, len(prefix.ids), in_pieces=in_pieces)
-    stream.feed(backbone.embed(ids_GP.to(backbone.device)), lengths_G.to(backbone.device))
+    stream.feed(backbone.embed(packed.ids_BT), packed.lengths_B)
     stream.keep(torch.tensor(prefix.of_row_B, device=backbone.device))
     return stream
 
@@ -47,10 +44,3 @@ def spans_behind(detector: MarkerDetector, prefix: SharedPrefix, packed: PackedR
             )
         found.append(tuple(LatentSpan(span.position - before, span.steps) for span in spans))
     return found
-
-
-def _padded(prefixes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Right-padded ids [G, P], P at least 1, and lengths [G]."""
-    width = max(1, *map(len, prefixes))
-    ids = [[*prefix, *[0] * (width - len(prefix))] for prefix in prefixes]
-    return torch.tensor(ids), torch.tensor([len(prefix) for prefix in prefixes])
