@@ -210,7 +210,8 @@ class LatentPolicy(nn.Module):
         """Recompute all latents in order; differentiable through the whole chain (method, section 5).
 
         Rows may be padded on either side; the attention mask alone says what is padding. With `prefix` they go on
-        behind what they share, which is run once; what comes back is about their own tokens.
+        behind what they share, which is run once; what comes back is about their own tokens. With gradients that is
+        for whole weights: FSDP2 does not bring a layer back for a gradient that reaches its keys and values alone.
         """
         packed = self._packed(input_ids_BT, attention_mask_BT)
         spans = self._spans(packed, mode, prefix)

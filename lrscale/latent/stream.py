@@ -58,10 +58,6 @@ class LatentStream:
         else:
             valid_BK = offset_K < lengths_B[:, None]
         first = self.slots == 0
-        if not first and self.hidden_BH.requires_grad:
-            # Nothing may read the output of the forward before, only its keys and values. FSDP2 brings weights back
-            # when a gradient reaches a layer's output, so this one hangs on it, with a gradient of 0.
-            embeds_BKH = embeds_BKH + self.hidden_BH[:, :0].sum()
         # A hole stands at the row's last real position, so that every query sees at least one key.
         last_B = (self.position_B + lengths_B - 1).clamp(min=0)
         position_BK = torch.minimum(self.position_B[:, None] + offset_K, last_B[:, None])
