@@ -50,13 +50,13 @@ def plan(
         list[str] | None,
         typer.Option("--constant", metavar="KEY=VALUE", help="One constant, e.g. efficiencies.training=0.5."),
     ] = None,
+    lengths_from: simulation.LengthsFrom = None,
     simulate: simulation.Simulate = False,
     steps: simulation.Steps = None,
-    seeds: simulation.Seeds = 5,
+    seeds: simulation.Seeds = None,
     failures_per_node_day: simulation.FailuresPerNodeDay = None,
     requeue_s: simulation.RequeueS = None,
     reward_s: simulation.RewardS = None,
-    lengths_from: simulation.LengthsFrom = None,
     charts: simulation.Charts = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout.")] = False,
 ) -> None:
@@ -72,8 +72,16 @@ def plan(
     from lrscale.config.load import load_recipe
     from lrscale.launch.planning import plan_of
     from lrscale.plan.run_text import assumptions, run_lines, run_values
-    from lrscale.plan.step_cost import SCORING_S
 
+    of_simulation = {
+        "steps": steps,
+        "seeds": seeds,
+        "failures_per_node_day": failures_per_node_day,
+        "requeue_s": requeue_s,
+        "reward_s": reward_s,
+    }
+    if not simulate:
+        simulation.refuse_without_simulation(**of_simulation)
     machine = load_machine(gpu or DEFAULT_GPU, fabric or DEFAULT_FABRIC, file=hardware, constants=constants or ())
     wanted = {
         "--nodes": ("cluster.nodes", nodes),
@@ -89,6 +97,7 @@ def plan(
         "latent_share": latent_share,
     }
     told = {name: value for name, value in lengths.items() if value is not None}
+    measured = simulation.lengths_of(lengths_from, loaded.recipe, machine, told) if lengths_from is not None else None
     planned = plan_of(
         loaded,
         machine,
@@ -97,20 +106,24 @@ def plan(
         tensor_parallel=tensor_parallel,
         one_step_off=one_step_off,
         lengths=told,
-        scoring_s=SCORING_S if scoring_s is None else scoring_s,
+        measured=measured,
+        scoring_s=scoring_s,
         price=price,
     )
-    for line in assumptions(planned, [f"--{name.replace('_', '-')}" for name in told]):
+    for line in assumptions(planned, told if measured is None else lengths):
         say(line)
-    lines, values = list(run_lines(planned)), run_values(planned)
+    values = run_values(planned)
+    if not as_json:
+        typer.echo("\n".join(run_lines(planned)))
     if simulate:
         from lrscale.launch.simulating import SimulationOptions
         from lrscale.plan.simulation.findings import study_lines
 
-        options_ = SimulationOptions(steps, seeds, failures_per_node_day, requeue_s, reward_s, lengths_from)
-        found = simulation.simulated(planned, options_)
-        lines += ["", *study_lines(found, planned.recipe.cluster.max_restarts)]
+        found = simulation.simulated(planned, SimulationOptions(**of_simulation), measured)
         values["simulation"] = found.to_json()
-    typer.echo(json.dumps(values) if as_json else "\n".join(lines))
+        if not as_json:
+            typer.echo("\n".join(["", *study_lines(found, planned.recipe.cluster.max_restarts)]))
+    if as_json:
+        typer.echo(json.dumps(values))
     if charts is not None:
         simulation.draw(planned, values.get("simulation"), charts)

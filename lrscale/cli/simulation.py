@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,9 @@ import typer
 from lrscale.cli.app import say
 
 if TYPE_CHECKING:
+    from lrscale.config.hardware import Machine
+    from lrscale.config.recipe import Recipe
+    from lrscale.launch.finished_run import MeasuredRun
     from lrscale.launch.simulating import SimulationOptions
     from lrscale.plan.run_plan import RunPlan
     from lrscale.plan.simulation.study import Study
@@ -18,7 +22,7 @@ Simulate = Annotated[
     bool, typer.Option("--simulate", help="Simulate the whole run: failures, queues, scoring, lengths.")
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="With --simulate: RL steps; default: the recipe's.")]
-Seeds = Annotated[int, typer.Option(min=1, help="With --simulate: how many runs.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="With --simulate: how many runs; default: 5.")]
 FailuresPerNodeDay = Annotated[
     float | None,
     typer.Option("--failures-per-node-day", min=0, help="With --simulate; default: Llama 3's, 0.0038."),
@@ -30,10 +34,7 @@ RewardS = Annotated[
     float | None, typer.Option("--reward-s", min=0, help="With --simulate: mean seconds that a reward takes.")
 ]
 LengthsFrom = Annotated[
-    Path | None,
-    typer.Option(
-        "--lengths-from", metavar="RUN", help="With --simulate: a run whose lengths and scoring times to take."
-    ),
+    Path | None, typer.Option("--lengths-from", metavar="RUN", help="A run whose lengths and scoring times to take.")
 ]
 Charts = Annotated[
     Path | None,
@@ -43,7 +44,33 @@ Charts = Annotated[
 ]
 
 
-def simulated(plan: RunPlan, options: SimulationOptions) -> Study:
+def refuse_without_simulation(**options: float | None) -> None:
+    """Raises LaunchError for options that only a simulation reads: without one they would change nothing."""
+    from lrscale.launch.errors import ExitCode, LaunchError
+
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise LaunchError(
+            f"{', '.join(given)}: read by the simulation alone", code=ExitCode.USAGE, help="add --simulate"
+        )
+
+
+def lengths_of(run: Path, recipe: Recipe, machine: Machine, told: Mapping[str, float]) -> MeasuredRun:
+    """What a run that went before tells. Raises LaunchError where options say the same, or the run has no lengths."""
+    from lrscale.launch.errors import ExitCode, LaunchError
+    from lrscale.launch.finished_run import read_measured
+
+    if told:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in told)
+        raise LaunchError(
+            f"--lengths-from and {options} both say how long sequences are",
+            code=ExitCode.USAGE,
+            help="leave one out",
+        )
+    return read_measured(run, recipe.rollout.max_new_tokens, machine.sequences.length_spread.value)
+
+
+def simulated(plan: RunPlan, options: SimulationOptions, measured: MeasuredRun | None) -> Study:
     """The simulation, with its progress on stderr."""
     from lrscale.launch.simulating import simulate
     from lrscale.report.timing import StageProgress
@@ -58,7 +85,7 @@ def simulated(plan: RunPlan, options: SimulationOptions) -> Study:
                 progress.advance(percent - shown)
                 shown = percent
 
-        return simulate(plan, options, told)
+        return simulate(plan, options, told, measured)
 
 
 def draw(plan: RunPlan, simulation: dict[str, Any] | None, folder: Path) -> None:

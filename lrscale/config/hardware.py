@@ -86,6 +86,19 @@ class Overheads(Section):
     node_power_factor: Overhead
 
 
+class SequenceConstants(Section):
+    """What a plan assumes of prompts and completions where neither options nor a run tell."""
+
+    prompt_share: Efficiency
+    completion_share: Efficiency
+    prompt_tokens: Overhead
+    length_spread: Overhead
+    latent_share: Efficiency
+    positive_share: Efficiency
+    markers_a_trace: Overhead
+    scoring_s: Overhead
+
+
 class RunConstants(Section):
     """What `lrscale plan --simulate` assumes of a run where neither options nor another run tell."""
 
@@ -105,6 +118,7 @@ class HardwareData(Section):
     fabrics: dict[str, Fabric]
     efficiencies: Efficiencies
     overheads: Overheads
+    sequences: SequenceConstants
     runs: RunConstants
 
 
@@ -117,6 +131,7 @@ class Machine(Section):
     fabric: Fabric
     efficiencies: Efficiencies
     overheads: Overheads
+    sequences: SequenceConstants
     runs: RunConstants
 
 
@@ -150,6 +165,7 @@ def load_machine(
         fabric=data.fabrics[_known(fabric, data.fabrics, "--fabric", "fabric")],
         efficiencies=data.efficiencies,
         overheads=data.overheads,
+        sequences=data.sequences,
         runs=data.runs,
     )
 

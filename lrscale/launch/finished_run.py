@@ -4,28 +4,68 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lrscale.config.arms import DISCRETE_ARMS
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.plan.lengths import Lengths
-from lrscale.plan.simulation.lengths import AssumedLengths, Completion, LengthSource, MeasuredLengths
+from lrscale.plan.simulation.lengths import AssumedLengths, Completion, MeasuredLengths, mean_completion
+from lrscale.plan.workload import Workload
+
+Seen = AssumedLengths | MeasuredLengths
+"""Lengths around the means of a run, or its completions."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
     """What can be drawn from a run."""
 
-    lengths: Mapping[str, LengthSource]
+    lengths: Mapping[str, Seen]
     """By arm."""
     prompt_tokens: float | None
     score_s: float | None
     """Mean seconds a score; None where the task's own rule scored."""
 
+    def of(self, arm: str) -> Seen:
+        """Completions of an arm. Raises LaunchError where the run had no such arm."""
+        if arm not in self.lengths:
+            raise LaunchError(
+                f"the recipe's arm is {arm}, of which that run has no lengths (it has {', '.join(sorted(self.lengths))})",
+                code=ExitCode.NOT_FOUND,
+                help="name another run, or --set stages.rl.arms=[...]",
+            )
+        return self.lengths[arm]
 
-def read_measured(run_dir: Path) -> MeasuredRun:
+    def other_than(self, arm: str) -> Seen | None:
+        """Completions of an arm that reasons the other way (discrete for one with latents), where there was one."""
+        discrete = arm in DISCRETE_ARMS
+        return next((lengths for name, lengths in self.lengths.items() if (name in DISCRETE_ARMS) != discrete), None)
+
+    def workload(self, assumed: Workload, arm: str) -> Workload:
+        """What was assumed of an RL step, with the lengths that the run had.
+
+        Raises:
+            LaunchError: the run had no such arm.
+        """
+        source = self.of(arm)
+        tokens, latents = mean_completion(source)
+        return replace(
+            assumed,
+            lengths=Lengths(tokens + latents, assumed.lengths.longest, source.spread),
+            latent_share=latents / (tokens + latents),
+            prompt_tokens=assumed.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens,
+        )
+
+
+def read_measured(run_dir: Path, limit: int, spread: float) -> MeasuredRun:
     """From rollouts/ARM-step-N.jsonl; where none were kept, from the means in metrics.jsonl.
+
+    Args:
+        run_dir: Of a run that has done RL steps.
+        limit: Positions at which completions are cut: those of the run that is planned.
+        spread: Of lengths around a mean, where the run kept no rollouts.
 
     Raises:
         LaunchError: the run has sampled nothing yet, or a file is damaged.
@@ -39,10 +79,10 @@ def read_measured(run_dir: Path) -> MeasuredRun:
                 completions.setdefault(arm, []).append(Completion(tokens, steps))
                 prompts.append(len(line.get("prompt_ids") or ()))
     metrics = list(_lines(run_dir / "metrics.jsonl")) if (run_dir / "metrics.jsonl").is_file() else []
-    lengths: dict[str, LengthSource] = {
-        arm: MeasuredLengths(tuple(seen), f"{run_dir.name}, arm {arm}") for arm, seen in completions.items()
+    lengths: dict[str, Seen] = {
+        arm: MeasuredLengths(tuple(seen), f"{run_dir.name}, arm {arm}", limit) for arm, seen in completions.items()
     }
-    lengths = {**_from_means(metrics, _limit(run_dir)), **lengths}
+    lengths = {**_from_means(metrics, min(limit, _limit(run_dir)), spread), **lengths}
     if not lengths:
         raise LaunchError(
             f"{run_dir} holds no lengths: neither rollouts/*-step-*.jsonl nor RL steps in metrics.jsonl",
@@ -58,17 +98,17 @@ def read_measured(run_dir: Path) -> MeasuredRun:
     )
 
 
-def _from_means(metrics: list[dict[str, Any]], limit: int) -> dict[str, LengthSource]:
-    """Log-normal lengths of the usual spread around the mean of an arm's RL steps."""
+def _from_means(metrics: list[dict[str, Any]], limit: int, spread: float) -> dict[str, Seen]:
+    """Log-normal lengths around the mean of an arm's RL steps."""
     means: dict[str, list[tuple[float, float]]] = {}
     for line in metrics:
         if line.get("stage") == "rl" and isinstance(line.get("arm"), str) and line.get("tokens_mean"):
             means.setdefault(line["arm"], []).append((line["tokens_mean"], line.get("latent_steps_mean") or 0.0))
-    found: dict[str, LengthSource] = {}
+    found: dict[str, Seen] = {}
     for arm, steps in means.items():
         tokens, latents = (sum(values) for values in zip(*steps, strict=True))
         positions = tokens + latents
-        found[arm] = AssumedLengths(Lengths(positions / len(steps), limit), latents / positions)
+        found[arm] = AssumedLengths(Lengths(min(positions / len(steps), limit), limit, spread), latents / positions)
     return found
 
 

@@ -8,12 +8,14 @@ from typing import Any
 from lrscale.config.errors import Place, Problem, RecipeError
 from lrscale.config.hardware import Machine
 from lrscale.config.load import LoadedRecipe
+from lrscale.config.recipe import Recipe
+from lrscale.launch.finished_run import MeasuredRun
 from lrscale.launch.job import ds_config, require_dims
 from lrscale.launch.on_slurm import batch_of
 from lrscale.plan.layout import EngineKind, LayoutError, layout_of
 from lrscale.plan.run_plan import RunPlan, plan_run
 from lrscale.plan.states import zero_settings
-from lrscale.plan.step_cost import SCORING_S
+from lrscale.plan.topology import longest_prompt
 from lrscale.plan.workload import workload
 
 
@@ -26,7 +28,8 @@ def plan_of(  # noqa: PLR0913 - options of the command line
     tensor_parallel: int | None = None,
     one_step_off: bool = False,
     lengths: Mapping[str, float] | None = None,
-    scoring_s: float = SCORING_S,
+    measured: MeasuredRun | None = None,
+    scoring_s: float | None = None,
     price: float | None = None,
 ) -> RunPlan:
     """The plan of a recipe.
@@ -39,13 +42,17 @@ def plan_of(  # noqa: PLR0913 - options of the command line
         tensor_parallel: GPUs an engine.
         one_step_off: Generate while training.
         lengths: `prompt_tokens`, `mean_new_tokens`, `spread`, `latent_share`, as far as they are known.
-        scoring_s: From the end of the last sequence to its score.
+        measured: A run that went before, whose lengths are those of this one.
+        scoring_s: From the end of the last sequence to its score; None: as measured, or assumed.
         price: Of a GPU-hour.
 
     Raises:
-        RecipeError: the model's dimensions are not known, or batch or layout are impossible.
+        RecipeError: the model's dimensions are not known, or batch, lengths or layout are impossible.
+        LaunchError: the measured run had no such arm (7).
     """
     recipe = loaded.recipe
+    known: dict[str, Any] = dict(lengths or {})
+    _require_lengths(recipe, known)
     dims = require_dims(loaded)
     batch_of(loaded)
     zero = zero_settings(dims.hidden, ds_config(loaded)) if recipe.parallel.kind == "zero3" else None
@@ -56,10 +63,25 @@ def plan_of(  # noqa: PLR0913 - options of the command line
         tensor_parallel=tensor_parallel,
         one_step_off=one_step_off,
     )
-    known: dict[str, Any] = dict(lengths or {})
+    if scoring_s is None and measured is not None:
+        scoring_s = measured.score_s
+    work = workload(recipe, machine, scoring_s=scoring_s, **known)
+    if measured is not None:
+        work = measured.workload(work, recipe.stages.rl.arms[0])
     try:
-        return plan_run(
-            recipe, dims, layout, machine, workload(recipe, **known), zero=zero, scoring_s=scoring_s, price=price
-        )
+        return plan_run(recipe, dims, layout, machine, work, zero=zero, price=price)
     except LayoutError as error:
         raise RecipeError([Problem(Place(error.option), "", str(error))]) from error
+
+
+def _require_lengths(recipe: Recipe, lengths: Mapping[str, float]) -> None:
+    """Raises RecipeError for means above what the recipe lets a sequence become."""
+    limits = {
+        "mean_new_tokens": ("rollout.max_new_tokens", recipe.rollout.max_new_tokens),
+        "prompt_tokens": ("task.max_prompt_tokens", longest_prompt(recipe)),
+    }
+    for name, (key, limit) in limits.items():
+        if limit and lengths.get(name, 0) > limit:
+            option = f"--{name.replace('_', '-')}"
+            message = f"{option} {lengths[name]:g} is above {key}, which is {limit}: no mean is above the limit"
+            raise RecipeError([Problem(Place(option), "", message, f"lower it, or raise --set {key}=...")])

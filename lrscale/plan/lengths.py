@@ -6,9 +6,6 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-USUAL_SPREAD = 0.6
-"""An assumption: the longest of 768 sequences is then six times as long as the median, if the limit allows."""
-
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
@@ -22,7 +19,7 @@ class Lengths:
     """Of what is generated, the cut included."""
     longest: int
     """Where the engine stops a sequence (rollout.max_new_tokens)."""
-    spread: float = USUAL_SPREAD
+    spread: float
     """Standard deviation of the logarithm; 0: all are equally long."""
 
     @property

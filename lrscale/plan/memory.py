@@ -23,7 +23,6 @@ from lrscale.plan.states import (
     zero_settings,
 )
 from lrscale.plan.topology import longest_sequence
-from lrscale.plan.workload import ASSUMED_LATENTS, MARKERS_A_ROW
 
 _ACTIVATIONS_PER_TOKEN = 28
 """Elements of width H that one layer keeps for its backward pass: about 28 for Llama-3.1-8B, 24 to 48 by architecture
@@ -187,7 +186,10 @@ class _Needs:
         behind = rows * self.recipe.rollout.max_new_tokens
         kept = behind * dims.layers * _ACTIVATIONS_PER_TOKEN
         if self.recipe.model.gradient_checkpointing:
-            kept = behind * dims.layers + behind // (MARKERS_A_ROW + 1) * _ACTIVATIONS_PER_TOKEN
+            kept = (
+                behind * dims.layers
+                + behind // (round(self.machine.sequences.markers_a_trace.value) + 1) * _ACTIVATIONS_PER_TOKEN
+            )
         full = self.element * dims.hidden * kept
         return self.tokens * dims.kv_bytes_per_token(self.element) + full + self.element * behind * dims.hidden
 
@@ -211,7 +213,7 @@ class _Needs:
     @property
     def latents(self) -> int:
         """Recorded latents of a micro-batch, put back in as inputs."""
-        return round(ASSUMED_LATENTS * self.tokens) * self.dims.hidden * self.element
+        return round(self.machine.sequences.latent_share.value * self.tokens) * self.dims.hidden * self.element
 
     @property
     def step(self) -> int:

@@ -47,7 +47,6 @@ def plan_run(  # noqa: PLR0913 - everything that decides a plan
     work: Workload,
     *,
     zero: ZeroSettings | None = None,
-    scoring_s: float,
     price: float | None = None,
 ) -> RunPlan:
     """The plan of a run; `price` is a GPU-hour's, in whatever currency.
@@ -58,7 +57,7 @@ def plan_run(  # noqa: PLR0913 - everything that decides a plan
     rates = step_model(recipe, dims, layout, machine, work=work)
     memory = memory_plan(recipe, dims, layout, machine, zero)
     over = overflow(memory, recipe.cluster.gpu_memory_gib)
-    step = step_time(rates, work, recipe, scoring_s=scoring_s)
+    step = step_time(rates, work, recipe)
     ranks = layout.train_gpus
     return RunPlan(
         recipe=recipe,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -24,16 +24,16 @@ def run_lines(plan: RunPlan) -> Iterator[str]:
     yield from _cost(plan)
 
 
-def assumptions(plan: RunPlan, given: Sequence[str]) -> Iterator[str]:
-    """What the plan takes for granted because nobody said; `given` are the names of options that were."""
+def assumptions(plan: RunPlan, given: Collection[str]) -> Iterator[str]:
+    """What the plan takes for granted because nobody said; `given` are the names of options that did not have to."""
     work = plan.work
     told = {
-        "--prompt-tokens": f"prompts of {work.prompt_tokens:,.0f} tokens",
-        "--mean-new-tokens": f"completions of {work.lengths.mean:,.0f} positions on average",
-        "--latent-share": f"{work.latent_share:.0%} of them latent",
-        "--spread": f"their lengths log-normal with a spread of {work.lengths.spread:g}",
+        "prompt_tokens": f"prompts of {work.prompt_tokens:,.0f} tokens",
+        "mean_new_tokens": f"completions of {work.lengths.mean:,.0f} positions on average",
+        "latent_share": f"{work.latent_share:.0%} of them latent",
+        "spread": f"their lengths log-normal with a spread of {work.lengths.spread:g}",
     }
-    words = [f"{said} ({option})" for option, said in told.items() if option not in given]
+    words = [f"{said} (--{name.replace('_', '-')})" for name, said in told.items() if name not in given]
     if words:
         yield f"assumed: {', '.join(words)}"
     if plan.recipe.model.device == "cpu":
@@ -70,6 +70,7 @@ def run_values(plan: RunPlan) -> dict[str, Any]:
         "constants": {
             "efficiencies": plan.machine.efficiencies.model_dump(),
             "overheads": plan.machine.overheads.model_dump(),
+            "sequences": plan.machine.sequences.model_dump(),
         },
     }
 

@@ -10,9 +10,6 @@ from lrscale.plan.layout import Layout
 from lrscale.plan.step_time import StepModel
 from lrscale.plan.workload import Workload
 
-SCORING_S = 1.0
-"""From the end of the last sequence to its score, an assumption: all others are scored while it is written."""
-
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
@@ -59,7 +56,7 @@ class RunCost:
     """Positions that are generated and trained on, over all GPUs."""
 
 
-def step_time(model: StepModel, work: Workload, recipe: Recipe, *, scoring_s: float = SCORING_S) -> StepTime:
+def step_time(model: StepModel, work: Workload, recipe: Recipe) -> StepTime:
     """The step that a workload takes at these rates."""
     lengths = work.lengths.quantiles(work.sequences)
     rollout_s = model.rollout_s(work.prompts, work.group, work.prompt_tokens, lengths, work.latent_share)
@@ -67,7 +64,7 @@ def step_time(model: StepModel, work: Workload, recipe: Recipe, *, scoring_s: fl
     refresh_s = model.refresh_s + model.projector_publish_s if work.refresh_every else 0.0
     return StepTime(
         rollout=rollout_s,
-        scoring=scoring_s,
+        scoring=work.scoring_s,
         log_probs=work.logprob_passes * work.positions * model.logprob_s,
         update=work.passes * (work.positions * model.update_s + work.minibatches * model.optimizer_s),
         publish=model.publish_s,

@@ -20,7 +20,7 @@ from lrscale.plan.layout import Layout, require_layout
 from lrscale.plan.memory import cache_positions, gather
 from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.states import ELEMENT_BYTES, weight_elements
-from lrscale.plan.workload import MARKERS_A_ROW, Workload, workload
+from lrscale.plan.workload import Workload, workload
 
 _OPTIMIZER_TRAFFIC = 28
 """Bytes that a fused AdamW step reads and writes a parameter: gradient 2, master, two moments in and out 24, weight 2."""
@@ -148,7 +148,7 @@ def step_model(
         LayoutError: the layout is impossible for this model.
     """
     require_layout(layout, dims)
-    job = _Job(recipe, dims, layout, machine, work or workload(recipe))
+    job = _Job(recipe, dims, layout, machine, work or workload(recipe, machine))
     load_s = job.bytes / 2**30 / (recipe.cluster.read_gib_s * layout.train_nodes)
     if layout.engine == "vllm":
         load_s = max(load_s, job.bytes / 2**30 / recipe.cluster.read_gib_s)  # every node of engines reads all of it
@@ -332,19 +332,17 @@ class _Job:
         backward pass."""
         if not self.work.refresh_every:
             return 0.0
-        traces = self.recipe.stages.traces
         row = self.work.prompt_tokens + self.work.lengths.mean
         positions = self.work.refresh_rows * row
-        latents = MARKERS_A_ROW * traces.max_steps
+        latents = self.work.refresh_latents
         one = flops(self.dims, max(1, round(row)), causal=True)
         work = one.projector_training(checkpointing=self.recipe.model.gradient_checkpointing) * self.work.refresh_rows
         work += 3 * projector_flops(self.dims, self.recipe.projector.layers, latents * self.work.refresh_rows)
         computing_s = work / (self.peak * self.machine.efficiencies.training.value * self.layout.train_gpus)
         batches = -(-self.work.refresh_rows // self.recipe.stages.projector_sft.batch_rows)
         micro = max(batches, -(-positions // (self.work.micro_batch_tokens * self.layout.train_gpus)))
-        forwards = MARKERS_A_ROW * traces.max_steps + 1
         size = self.bytes - self.projector_bytes
-        moving_s = micro * forwards * 2 * self.gathered_s(size, self.dims.layers)
+        moving_s = micro * (latents + 1) * 2 * self.gathered_s(size, self.dims.layers)
         return self._beside(computing_s, moving_s)
 
     @property

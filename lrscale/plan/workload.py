@@ -6,22 +6,11 @@ import math
 from dataclasses import dataclass
 
 from lrscale.config.arms import LATENT_ARMS
+from lrscale.config.hardware import Machine, load_machine
 from lrscale.config.optimisation import SEEN_BUDGETS, SHARING_GAIN
 from lrscale.config.recipe import Recipe
-from lrscale.plan.lengths import USUAL_SPREAD, Lengths
+from lrscale.plan.lengths import Lengths
 from lrscale.plan.topology import longest_prompt
-
-ASSUMED_SHARE = 0.5
-"""Of its limit, that a prompt or a completion takes on average where nobody says."""
-ASSUMED_PROMPT = 256
-"""Tokens of a prompt of a task that does not limit them: the generated stories."""
-ASSUMED_LATENTS = 0.1
-"""Share of the latent arm's positions that are latents: LiteReason's markers stand for 10 to 25 % of the sentences at a
-fifth of their length (arXiv 2512.02240, section 4), and the policy uses more of them as it learns."""
-ASSUMED_POSITIVE = 0.5
-"""Share of samples with a positive reward: what a refresh chooses from."""
-MARKERS_A_ROW = 4
-"""Markers of a refreshed trace: 25 % of about 16 sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +39,10 @@ class Workload:
     """RL steps from one refresh of the projector to the next; 0: none."""
     refresh_rows: int
     """Rows that a refresh trains on."""
+    refresh_latents: int
+    """Latent steps of one of these rows."""
+    scoring_s: float
+    """From the end of the last sequence to its score."""
 
     @property
     def sequences(self) -> int:
@@ -82,28 +75,32 @@ class Workload:
         return self.completion_positions * (1 - self.latent_share)
 
 
-def workload(
+def workload(  # noqa: PLR0913 - what is known of sequences
     recipe: Recipe,
+    machine: Machine | None = None,
     *,
     prompt_tokens: float | None = None,
     mean_new_tokens: float | None = None,
-    spread: float = USUAL_SPREAD,
+    spread: float | None = None,
     latent_share: float | None = None,
+    scoring_s: float | None = None,
 ) -> Workload:
-    """The RL step of a recipe. None takes an assumption of this file."""
+    """The RL step of a recipe. None takes what the machine's constants assume (None: the shipped ones)."""
     rl, limit = recipe.stages.rl, recipe.rollout.max_new_tokens
+    assumed = (machine or load_machine()).sequences
     longest = longest_prompt(recipe)
-    usual = ASSUMED_SHARE * longest if longest else float(ASSUMED_PROMPT)
+    usual = assumed.prompt_share.value * longest if longest else assumed.prompt_tokens.value
+    mean = assumed.completion_share.value * limit if mean_new_tokens is None else mean_new_tokens
     latent = any(arm in LATENT_ARMS for arm in rl.arms)
-    share = (ASSUMED_LATENTS if latent else 0.0) if latent_share is None else latent_share
+    share = (assumed.latent_share.value if latent else 0.0) if latent_share is None else latent_share
     every = 0 if not rl.refresh.share or not latent else rl.refresh.every_steps or _steps_of_a_pass(recipe)
     recomputed_latents = latent and recipe.rollout.kind == "vllm" and recipe.rollout.latents == "recompute"
-    traces = every * rl.prompts_per_step * rl.group_size * ASSUMED_POSITIVE * rl.refresh.share
+    traces = every * rl.prompts_per_step * rl.group_size * assumed.positive_share.value * rl.refresh.share
     return Workload(
         prompts=rl.prompts_per_step,
         group=rl.group_size,
         prompt_tokens=usual if prompt_tokens is None else prompt_tokens,
-        lengths=Lengths(ASSUMED_SHARE * limit if mean_new_tokens is None else mean_new_tokens, limit, spread),
+        lengths=Lengths(mean, limit, assumed.length_spread.value if spread is None else spread),
         latent_share=share,
         logprob_passes=(rl.importance.old_logprobs == "recomputed") + (rl.kl.coefficient > 0) + recomputed_latents,
         passes=rl.passes,
@@ -112,6 +109,8 @@ def workload(
         share_prompts=recipe.shares_prompts,
         refresh_every=every,
         refresh_rows=round(traces * len(recipe.stages.traces.replace_ratios)),
+        refresh_latents=round(assumed.markers_a_trace.value * recipe.stages.traces.max_steps),
+        scoring_s=assumed.scoring_s.value if scoring_s is None else scoring_s,
     )
 
 

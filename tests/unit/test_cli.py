@@ -58,6 +58,10 @@ def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["plan", "llama3-70b-8n8g", "--engine", "vllm", "--tensor-parallel", "5"], 3, "the 64 GPUs that generate"),
         (["plan", "--set", "model.path=meta-llama/Llama-3.1-70"], 3, "did you mean meta-llama/Llama-3.1-70B"),
         (["plan", "--set", "model.path=lacking"], 3, "num_hidden_layers is missing"),
+        (["plan", "--steps", "5", "--seeds", "2"], 2, "--steps, --seeds: read by the simulation alone"),
+        (["plan", "--mean-new-tokens", "5000"], 3, "above rollout.max_new_tokens, which is"),
+        (["plan", "--lengths-from", "runs", "--spread", "1"], 2, "both say how long"),
+        (["plan", "--lengths-from", "runs"], 7, "holds no lengths"),
         (["report", "runs", "--out", "x.txt"], 2, "x.html"),
         (["generate", "builtin:tiny", "hello", "--max-new-tokens", "100000"], 3, "lower --max-new-tokens"),
     ],
@@ -113,8 +117,11 @@ def test_a_run_is_simulated_with_the_lengths_of_one_that_went_before(tmp_path: P
     simulate = ("plan", "tiny-cpu", "--set", "stages.rl.arms=[latent]", "--simulate", "--steps", "3", "--seeds", "2")
     done = lrscale(*simulate, "--lengths-from", "before", "--charts", "drawn", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["simulation"]
+    printed = json.loads(done.stdout)
+    found = printed["simulation"]
     assert (found["steps"], found["seeds"]) == (3, 2)
+    assert (printed["workload"]["lengths"]["mean"], printed["workload"]["prompt_tokens"]) == (30, 50)
+    assert "assumed" not in done.stderr
     by_words = {arm["name"]: arm["tokens"] + arm["latent_steps"] for arm in found["reasoning"]}
     assert sorted(by_words.values()) == [30, 80], by_words
     drawn = {path.name for path in (tmp_path / "drawn").iterdir()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple, Protocol
@@ -51,6 +52,11 @@ class AssumedLengths:
         object.__setattr__(self, "_median", self.lengths.median)
 
     @property
+    def spread(self) -> float:
+        """Standard deviation of the logarithm of lengths, before the cut."""
+        return self.lengths.spread
+
+    @property
     def name(self) -> str:
         lengths, latents = self.lengths, f", {100 * self.latent_share:.0f} % latents" if self.latent_share else ""
         return f"log-normal (mean {lengths.mean:.0f}, spread {lengths.spread:g}, at most {lengths.longest}{latents})"
@@ -64,10 +70,11 @@ class AssumedLengths:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredLengths:
-    """Completions of a run, drawn again with replacement."""
+    """Completions of a run, drawn again with replacement, and cut at `limit` positions."""
 
     seen: tuple[Completion, ...]
     source: str = "a run"
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if not self.seen:
@@ -80,11 +87,20 @@ class MeasuredLengths:
             )
 
     @property
+    def spread(self) -> float:
+        """Standard deviation of the logarithm of lengths."""
+        return statistics.pstdev(math.log(one.positions) for one in self.seen)
+
+    @property
     def name(self) -> str:
         return f"{len(self.seen)} completions of {self.source}"
 
     def draw(self, random: Random) -> Completion:
-        return random.choice(self.seen)
+        drawn = random.choice(self.seen)
+        if self.limit is None or drawn.positions <= self.limit:
+            return drawn
+        latents = round(self.limit * drawn.latent_steps / drawn.positions)
+        return Completion(self.limit - latents, latents)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def scenario(**changes: Any) -> Scenario:
         prompts_per_step=8,
         group_size=8,
         prompt_tokens=50,
-        lengths=AssumedLengths(Lengths(100.0, 400)),
+        lengths=AssumedLengths(Lengths(100.0, 400, 0.6)),
         costs=COSTS,
         scoring=Scoring(8, LognormalLatency(1.0, 0.5)),
         engines=4,

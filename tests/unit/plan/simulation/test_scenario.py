@@ -42,9 +42,9 @@ from tests.unit.plan.simulation.scenarios import COSTS, fixed, scenario
         (lambda: replace(COSTS, prefill_tokens_per_s=0.0), "above 0"),
         (lambda: MeasuredLengths((), "runs/x"), "runs/x holds no completion"),
         (lambda: MeasuredLengths((Completion(0, 0),)), "cannot be"),
-        (lambda: AssumedLengths(Lengths(0.0, 100)), "a mean above 0"),
-        (lambda: AssumedLengths(Lengths(float("nan"), 100)), "a mean above 0"),
-        (lambda: AssumedLengths(Lengths(50.0, 100), 1.0), "a share of 0 up to 1"),
+        (lambda: AssumedLengths(Lengths(0.0, 100, 0.6)), "a mean above 0"),
+        (lambda: AssumedLengths(Lengths(float("nan"), 100, 0.6)), "a mean above 0"),
+        (lambda: AssumedLengths(Lengths(50.0, 100, 0.6), 1.0), "a share of 0 up to 1"),
         (lambda: LatentForm(0.0, 5, 20, 12), "above 0"),
         (lambda: InLatents(fixed(10), LatentForm(0.2, 5, 20, 12), 1.5), "0 to 1"),
         (lambda: split_times(lambda count: scenario(), []), "at least 2"),
@@ -71,6 +71,8 @@ def test_latents_take_the_place_of_sentences_and_back() -> None:
     assert form.in_words(latent) == Completion(400, 0)
     assert InLatents(fixed(400), form, 0.25).draw(Random(0)) == latent
     assert InWords(MeasuredLengths((latent,)), form, limit=390).draw(Random(0)) == Completion(390, 0)
+    shorter = MeasuredLengths((Completion(300, 100),), limit=200)
+    assert shorter.draw(Random(0)) == Completion(150, 50), "longer than the planned run lets it become"
 
 
 @pytest.mark.parametrize("nodes", [4, 60])

@@ -13,6 +13,7 @@ from lrscale.config.errors import RecipeError
 from lrscale.config.hardware import load_machine
 from lrscale.config.load import load_recipe
 from lrscale.launch.errors import LaunchError
+from lrscale.launch.finished_run import MeasuredRun, read_measured
 from lrscale.launch.planning import plan_of
 from lrscale.launch.simulating import SimulationOptions, simulate
 from lrscale.plan.run_plan import RunPlan
@@ -29,8 +30,12 @@ def plan(*overrides: str, **layout: object) -> RunPlan:
     return plan_of(load_recipe(["llama3-70b-8n8g"], list(overrides)), load_machine(), **kinds)  # type: ignore[arg-type]
 
 
-def found(planned: RunPlan, **options: object) -> Study:
-    return simulate(planned, SimulationOptions(**options), lambda done, total: None)  # type: ignore[arg-type]
+def found(planned: RunPlan, measured: MeasuredRun | None = None, **options: object) -> Study:
+    return simulate(planned, SimulationOptions(**options), measured=measured)  # type: ignore[arg-type]
+
+
+def read(run_dir: Path) -> MeasuredRun:
+    return read_measured(run_dir, limit=2048, spread=0.6)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +101,12 @@ def test_lengths_and_scoring_come_from_a_run(tmp_path: Path) -> None:
         (folder / f"{arm}-step-10.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(line)}\n")
     (tmp_path / "metrics.jsonl").write_text('{"stage": "reward", "samples": 10, "scoring_s": 45.0}\n')
     (tmp_path / "r.py").write_text("")
-    study = found(
-        plan(f"reward={{kind: function, path: {tmp_path / 'r.py'}}}"), seeds=1, steps=2, lengths_from=tmp_path
-    )
+    run = read(tmp_path)
+    planned = plan(f"reward={{kind: function, path: {tmp_path / 'r.py'}}}", measured=run)
+    work = planned.work
+    assert (work.prompt_tokens, work.lengths.mean, work.lengths.spread, work.scoring_s) == (700, 330, 0, 4.5)
+    assert work.latent_share == pytest.approx(1 / 11)
+    study = found(planned, run, seeds=1, steps=2)
     own, other = study.reasoning
     assert (own.tokens, own.latent_steps, other.tokens) == (300, 30, 500)
     assert study.scenario.prompt_tokens == 700
@@ -111,7 +119,8 @@ def test_a_run_that_kept_no_rollouts_gives_its_means(tmp_path: Path) -> None:
     lines = [{"stage": "rl", "arm": "latent", "tokens_mean": 90.0 + 20 * n, "latent_steps_mean": 25.0} for n in (0, 1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut sho')
     (tmp_path / "recipe.json").write_text('{"rollout": {"max_new_tokens": 300}}')
-    study = found(plan(), seeds=1, steps=2, lengths_from=tmp_path)
+    run = read(tmp_path)
+    study = found(plan(measured=run), run, seeds=1, steps=2)
     assert study.reasoning[0].tokens == pytest.approx(100, rel=0.05)
     assert study.reasoning[0].latent_steps == pytest.approx(25, rel=0.05)
 
@@ -129,15 +138,15 @@ def test_runs_without_lengths_are_refused(tmp_path: Path, files: dict[str, str],
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(LaunchError, match=words):
-        found(plan(), seeds=1, lengths_from=tmp_path)
+        read(tmp_path)
 
 
 def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="KV memory is too small"):
         found(plan(tensor_parallel=1), seeds=1)
     (tmp_path / "metrics.jsonl").write_text('{"stage": "rl", "arm": "discrete", "tokens_mean": 90.0}\n')
-    with pytest.raises(RecipeError, match="the recipe's arm is latent"):
-        found(plan(), seeds=1, lengths_from=tmp_path)
+    with pytest.raises(LaunchError, match="the recipe's arm is latent"):
+        plan(measured=read(tmp_path))
     with pytest.raises(RecipeError, match="needed 0 or more"):
         found(plan(), seeds=1, failures_per_node_day=-1.0)
 
