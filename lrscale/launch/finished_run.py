@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,28 +28,30 @@ class MeasuredRun:
     score_s: float | None
     """Mean seconds a score; None where the task's own rule scored."""
 
-    def of(self, arm: str) -> Seen:
-        """Completions of an arm. Raises LaunchError where the run had no such arm."""
-        if arm not in self.lengths:
+    def arm(self, arms: Sequence[str]) -> str:
+        """The first of a recipe's arms that the run had too. Raises LaunchError where there is none."""
+        known = next((arm for arm in arms if arm in self.lengths), None)
+        if known is None:
             raise LaunchError(
-                f"the recipe's arm is {arm}, of which that run has no lengths (it has {', '.join(sorted(self.lengths))})",
+                f"the recipe's arms are {', '.join(arms)}, of which that run has no lengths (it has "
+                f"{', '.join(sorted(self.lengths))})",
                 code=ExitCode.NOT_FOUND,
                 help="name another run, or --set stages.rl.arms=[...]",
             )
-        return self.lengths[arm]
+        return known
 
     def other_than(self, arm: str) -> Seen | None:
         """Completions of an arm that reasons the other way (discrete for one with latents), where there was one."""
         discrete = arm in DISCRETE_ARMS
         return next((lengths for name, lengths in self.lengths.items() if (name in DISCRETE_ARMS) != discrete), None)
 
-    def workload(self, assumed: Workload, arm: str) -> Workload:
+    def workload(self, assumed: Workload, arms: Sequence[str]) -> Workload:
         """What was assumed of an RL step, with the lengths that the run had.
 
         Raises:
-            LaunchError: the run had no such arm.
+            LaunchError: the run had none of the recipe's arms.
         """
-        source = self.of(arm)
+        source = self.lengths[self.arm(arms)]
         tokens, latents = mean_completion(source)
         return replace(
             assumed,

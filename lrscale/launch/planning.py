@@ -48,7 +48,7 @@ def plan_of(  # noqa: PLR0913 - options of the command line
 
     Raises:
         RecipeError: the model's dimensions are not known, or batch, lengths or layout are impossible.
-        LaunchError: the measured run had no such arm (7).
+        LaunchError: the measured run had none of the recipe's arms (7).
     """
     recipe = loaded.recipe
     known: dict[str, Any] = dict(lengths or {})
@@ -67,7 +67,7 @@ def plan_of(  # noqa: PLR0913 - options of the command line
         scoring_s = measured.score_s
     work = workload(recipe, machine, scoring_s=scoring_s, **known)
     if measured is not None:
-        work = measured.workload(work, recipe.stages.rl.arms[0])
+        work = measured.workload(work, recipe.stages.rl.arms)
     try:
         return plan_run(recipe, dims, layout, machine, work, zero=zero, price=price)
     except LayoutError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrscale.config.errors import Place, Problem, RecipeError
 from lrscale.launch.finished_run import MeasuredRun
@@ -39,17 +39,14 @@ def simulate(
 
     Raises:
         RecipeError: numbers or a layout that cannot be simulated.
-        LaunchError: the measured run had no such arm (7).
+        LaunchError: the measured run had none of the recipe's arms (7).
     """
-    arm = plan.recipe.stages.rl.arms[0]
-    assumptions = Assumptions(
-        options.steps,
-        options.failures_per_node_day,
-        options.requeue_s,
-        options.reward_s if options.reward_s is not None or measured is None else measured.score_s,
-        lengths=None if measured is None else measured.of(arm),
-        other_lengths=None if measured is None else measured.other_than(arm),
-    )
+    assumptions = Assumptions(options.steps, options.failures_per_node_day, options.requeue_s, options.reward_s)
+    if measured is not None:
+        arm = measured.arm(plan.recipe.stages.rl.arms)
+        score_s = measured.score_s if options.reward_s is None else options.reward_s
+        lengths, other = measured.lengths[arm], measured.other_than(arm)
+        assumptions = replace(assumptions, score_s=score_s, lengths=lengths, other_lengths=other)
     planned = PlannedRun(plan.recipe, plan.dims, plan.machine, plan.work, assumptions)
     seeds = {} if options.seeds is None else {"seeds": options.seeds}
     try:

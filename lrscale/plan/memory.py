@@ -63,6 +63,8 @@ class MemoryPlan:
     phases: tuple[Phase, ...]
     states: float
     """GiB a GPU of weights, gradients, masters and moments that a training rank keeps."""
+    kept_for_backward: float
+    """GiB a GPU of an update's activations."""
 
     @property
     def host_largest(self) -> Phase:
@@ -101,7 +103,7 @@ def memory_plan(
         machine or load_machine(),
         zero or zero_settings(dims.hidden),
     )
-    return MemoryPlan(tuple(needs.phases()), _gib(needs.kept.states))
+    return MemoryPlan(tuple(needs.phases()), _gib(needs.kept.states), _gib(needs.activations))
 
 
 def whole_copy_gib(recipe: Recipe, dims: ModelDims) -> float:

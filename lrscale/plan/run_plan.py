@@ -18,6 +18,14 @@ from lrscale.plan.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
+class Activations:
+    """GiB a GPU that an update keeps for its backward pass."""
+
+    checkpointed: float
+    whole: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """Memory, time and cost of a run."""
 
@@ -31,6 +39,7 @@ class RunPlan:
     """None where everything fits."""
     suggestions: tuple[Suggestion, ...]
     """Changes with which it would fit; empty where it does, or where none was found."""
+    activations: Activations
     rates: StepModel
     step: StepTime
     cost: RunCost
@@ -67,6 +76,7 @@ def plan_run(  # noqa: PLR0913 - everything that decides a plan
         work=work,
         memory=memory,
         overflow=over,
+        activations=_activations(recipe, dims, layout, machine, zero),
         suggestions=tuple(suggestions(recipe, dims, layout, machine, zero)) if over else (),
         rates=rates,
         step=step,
@@ -74,3 +84,14 @@ def plan_run(  # noqa: PLR0913 - everything that decides a plan
         checkpoint_gib=checkpoint_bytes(recipe, dims, ranks) / 2**30,
         disk_gib=kept_bytes(recipe, dims, ranks) / 2**30,
     )
+
+
+def _activations(
+    recipe: Recipe, dims: ModelDims, layout: Layout, machine: Machine, zero: ZeroSettings | None
+) -> Activations:
+    """With and without `model.gradient_checkpointing`, whatever the recipe has."""
+    both = (
+        recipe.model_copy(update={"model": recipe.model.model_copy(update={"gradient_checkpointing": checkpointing})})
+        for checkpointing in (True, False)
+    )
+    return Activations(*(memory_plan(one, dims, layout, machine, zero).kept_for_backward for one in both))

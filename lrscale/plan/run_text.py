@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from lrscale.plan.run_plan import RunPlan
-from lrscale.plan.summary import count, phase_values
+from lrscale.plan.summary import amount, count, phase_values, size, span
 
-_SHOWN_GIB = 0.05
+_SHOWN = 0.05
+"""Of a unit: what is less is 0.0."""
 _STEP_PARTS = ("rollout", "scoring", "log_probs", "update", "publish", "refresh", "checkpoint")
 
 
@@ -62,6 +63,7 @@ def run_values(plan: RunPlan) -> dict[str, Any]:
         "suggestions": [asdict(one) for one in plan.suggestions],
         "gpu_gib": {"peak": plan.memory.peak, "phases": phase_values(plan.memory)},
         "host_gib_per_node": {phase.name: phase.host for phase in plan.memory.phases},
+        "activations_gib": asdict(plan.activations),
         "checkpoint_gib": plan.checkpoint_gib,
         "checkpoints_gib": plan.disk_gib,
         "rates": asdict(plan.rates),
@@ -102,12 +104,17 @@ def _subject(plan: RunPlan) -> Iterator[str]:
 
 def _memory(plan: RunPlan) -> Iterator[str]:
     memory, limit = plan.memory, plan.recipe.cluster.gpu_memory_gib
-    yield f"{'memory, GiB':<15s}{'GPU':>7s}{'host':>8s}  what it is for"
+    small = all(phase.total - phase.part("allowance") < 1 for phase in memory.phases)
+    unit, of_gib = ("MiB", 1024.0) if small else ("GiB", 1.0)
+    yield f"{'memory, ' + unit:<15s}{'GPU':>7s}{'host':>8s}  what it is for"
     for phase in memory.phases:
-        parts = ", ".join(f"{name} {size:.1f}" for name, size in phase.parts if size >= _SHOWN_GIB)
+        sizes = ((name, gib * of_gib) for name, gib in phase.parts)
+        parts = ", ".join(f"{name} {number:.1f}" for name, number in sizes if number >= _SHOWN)
         mark = "  TOO MUCH" if plan.overflow is not None and phase.total > limit else ""
-        yield f"{phase.name:<15s}{phase.total:7.1f}{phase.host:8.1f}  {parts}{mark}"
-    yield f"checkpoint of {plan.checkpoint_gib:,.1f} GiB on disk, {plan.disk_gib:,.1f} GiB with those that are kept"
+        yield f"{phase.name:<15s}{phase.total * of_gib:7.1f}{phase.host * of_gib:8.1f}  {parts}{mark}"
+    kept = plan.activations
+    yield f"activations of an update: {size(kept.checkpointed)} with checkpointing, {size(kept.whole)} without"
+    yield f"checkpoint of {size(plan.checkpoint_gib)} on disk, {size(plan.disk_gib)} with those that are kept"
     over = plan.overflow
     if over is None:
         yield f"fits: {memory.peak:.1f} of {limit:g} GiB a GPU at most ({memory.largest.name})"
@@ -125,14 +132,14 @@ def _memory(plan: RunPlan) -> Iterator[str]:
 def _step(plan: RunPlan) -> Iterator[str]:
     step, work = plan.step, plan.work
     yield f"{'RL step':<15s}{'s':>7s}{'share':>8s}"
-    words = _said_of_step(plan)
+    words, digits = _said_of_step(plan), 1 if step.total >= 10 else 3
     for name in _STEP_PARTS:
         seconds = getattr(step, name)
-        if seconds >= _SHOWN_GIB:
+        if seconds >= 0.5 * 10**-digits:
             share = seconds / step.total
-            yield f"{name.replace('_', '-'):<15s}{seconds:7.1f}{share:8.0%}  {words.get(name, '')}".rstrip()
+            yield f"{name.replace('_', '-'):<15s}{seconds:7.{digits}f}{share:8.0%}  {words.get(name, '')}".rstrip()
     together = ", the slower of generating and training" if step.one_step_off else ""
-    yield f"{'step':<15s}{step.total:7.1f}{'':8s}  {work.sequences} sequences, {count(round(work.positions))} positions{together}"
+    yield f"{'step':<15s}{step.total:7.{digits}f}{'':8s}  {work.sequences} sequences, {count(round(work.positions))} positions{together}"
 
 
 def _said_of_step(plan: RunPlan) -> dict[str, str]:
@@ -142,17 +149,17 @@ def _said_of_step(plan: RunPlan) -> dict[str, str]:
     limit = "read" if batch * rates.row_s < pace - rates.step_s else "computed"
     return {
         "rollout": f"{batch} sequences an engine, {1e3 * pace:.0f} ms a position, bound by what is {limit}",
-        "refresh": f"{rates.refresh_s:.0f} s every {work.refresh_every} steps",
-        "checkpoint": f"{rates.checkpoint_s:.0f} s every {plan.recipe.stages.rl.checkpoint_every} steps",
+        "refresh": f"{span(rates.refresh_s)} every {work.refresh_every} steps",
+        "checkpoint": f"{span(rates.checkpoint_s)} every {plan.recipe.stages.rl.checkpoint_every} steps",
     }
 
 
 def _cost(plan: RunPlan) -> Iterator[str]:
     cost, rl = plan.cost, plan.recipe.stages.rl
-    price = "" if cost.price is None else f", {cost.price:,.0f} at the price given"
+    price = "" if cost.price is None else f", {amount(cost.price)} at the price given"
     arms = f" for each of {len(rl.arms)} arms" if len(rl.arms) > 1 else ""
     yield (
-        f"run       {rl.steps} steps{arms}: {cost.hours:,.1f} hours, {cost.gpu_hours:,.0f} GPU-hours, at most "
-        f"{cost.energy_kwh:,.0f} kWh{price}"
+        f"run       {rl.steps} steps{arms}: {span(3600 * cost.hours)}, {amount(cost.gpu_hours)} GPU-hours, at most "
+        f"{amount(cost.energy_kwh)} kWh{price}"
     )
     yield f"          starting takes {plan.rates.start_s + plan.rates.load_s:.0f} s of it; {cost.tokens_per_gpu_s:,.0f} positions a second and GPU"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -111,3 +112,26 @@ def count(number: int) -> str:
         if number >= size:
             return f"{number / size:.2f} {letter}"
     return str(number)
+
+
+def size(gib: float) -> str:
+    """In the unit that suits it: 947.5 GiB, 12.3 MiB."""
+    return f"{gib:,.1f} GiB" if gib >= 1 else f"{1024 * gib:,.1f} MiB"
+
+
+def amount(number: float) -> str:
+    """Small ones with two digits, large ones without a fraction: 0.042, 7.5, 61.6, 3,943."""
+    if number < 10:
+        return f"{number:.2g}"
+    return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"
+
+
+def span(seconds: float) -> str:
+    """`8.4 s`, `3.1 min`, `2.5 h`, `11 days`."""
+    if math.isinf(seconds):
+        return "never"
+    for size, unit in ((86400 * 3, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            value = seconds / (86400 if unit == "days" else size)
+            return f"{value:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -9,6 +9,7 @@ from lrscale.config.arms import LATENT_ARMS
 from lrscale.config.hardware import Machine, load_machine
 from lrscale.config.optimisation import SEEN_BUDGETS, SHARING_GAIN
 from lrscale.config.recipe import Recipe
+from lrscale.config.reward import TaskRewardConfig
 from lrscale.plan.lengths import Lengths
 from lrscale.plan.topology import longest_prompt
 
@@ -95,6 +96,7 @@ def workload(  # noqa: PLR0913 - what is known of sequences
     share = (assumed.latent_share.value if latent else 0.0) if latent_share is None else latent_share
     every = 0 if not rl.refresh.share or not latent else rl.refresh.every_steps or _steps_of_a_pass(recipe)
     recomputed_latents = latent and recipe.rollout.kind == "vllm" and recipe.rollout.latents == "recompute"
+    by_rule = isinstance(recipe.reward, TaskRewardConfig)  # at once, in the process that samples
     traces = every * rl.prompts_per_step * rl.group_size * assumed.positive_share.value * rl.refresh.share
     return Workload(
         prompts=rl.prompts_per_step,
@@ -110,7 +112,7 @@ def workload(  # noqa: PLR0913 - what is known of sequences
         refresh_every=every,
         refresh_rows=round(traces * len(recipe.stages.traces.replace_ratios)),
         refresh_latents=round(assumed.markers_a_trace.value * recipe.stages.traces.max_steps),
-        scoring_s=assumed.scoring_s.value if scoring_s is None else scoring_s,
+        scoring_s=(0.0 if by_rule else assumed.scoring_s.value) if scoring_s is None else scoring_s,
     )
 
 

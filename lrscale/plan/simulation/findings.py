@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lrscale.plan.simulation.ledger import PHASES
 from lrscale.plan.simulation.study import Spread, Study
+from lrscale.plan.summary import span
 
 _ROLES = {"generate": "engines", "score": "scoring workers", "train": "trainer"}
 
@@ -41,20 +42,20 @@ def _runs(study: Study) -> str:
 def _time(study: Study) -> str:
     step = study.step_s
     return (
-        f"time      {_of(study.seconds)} to step {study.scenario.steps}; {hours(step.median)} a step; {study.failures:.2g} "
+        f"time      {_of(study.seconds)} to step {study.scenario.steps}; {span(step.median)} a step; {study.failures:.2g} "
         f"failures a run ({_mtbf(study)})"
     )
 
 
 def _mtbf(study: Study) -> str:
     mtbf = study.scenario.mtbf_s
-    return "none assumed" if math.isinf(mtbf) else f"one in {hours(mtbf)} of this job"
+    return "none assumed" if math.isinf(mtbf) else f"one in {span(mtbf)} of this job"
 
 
 def _of(spread: Spread) -> str:
     if math.isinf(spread.median):
         return "never"
-    return f"{hours(spread.median)} (10 to 90 %: {hours(spread.low)} to {hours(spread.high)})"
+    return f"{span(spread.median)} (10 to 90 %: {span(spread.low)} to {span(spread.high)})"
 
 
 def _saving(study: Study) -> str:
@@ -65,10 +66,10 @@ def _saving(study: Study) -> str:
     )
     if math.isinf(intervals.daly_s):
         return f"{own}; without failures, the fewer the better"
-    near = f"Young {hours(intervals.young_s)}, Daly {hours(intervals.daly_s)} between checkpoints"
+    near = f"Young {span(intervals.young_s)}, Daly {span(intervals.daly_s)} between checkpoints"
     if found.steps == chosen.steps:
         return f"{own}; no other interval is better ({near})"
-    return f"{own}; best every {found.steps} ({hours(found.seconds)}), {100 * found.simulated:.1f} % ({near})"
+    return f"{own}; best every {found.steps} ({span(found.seconds)}), {100 * found.simulated:.1f} % ({near})"
 
 
 def _split(study: Study) -> str:
@@ -80,7 +81,7 @@ def _split(study: Study) -> str:
     wide = f"engines of {split.gpus_per_engine} GPU{'s' if split.gpus_per_engine > 1 else ''}"
     return (
         f"split     best of {len(split.tried)}: {split.best.generate_nodes} of {split.nodes} nodes generate ({wide}, one "
-        f"step off policy), {hours(split.best.step_s)} a step; as laid out {hours(own)}"
+        f"step off policy), {span(split.best.step_s)} a step; as laid out {span(own)}"
     )
 
 
@@ -89,17 +90,6 @@ def _reasoning(study: Study) -> str:
     change = 100 * (other.step_s / own.step_s - 1)
     sizes = " against ".join(f"{way.tokens:.0f} tokens and {way.latent_steps:.0f} latent steps" for way in (other, own))
     return (
-        f"latents   {other.name} instead ({sizes} a completion): {hours(other.step_s)} a step, {change:+.0f} %, "
+        f"latents   {other.name} instead ({sizes} a completion): {span(other.step_s)} a step, {change:+.0f} %, "
         "refreshes of the projector counted; which is right more often is not for a plan to say"
     )
-
-
-def hours(seconds: float) -> str:
-    """`8.4 s`, `3.1 min`, `2.5 h`, `11 days`."""
-    if math.isinf(seconds):
-        return "never"
-    for size, unit in ((86400 * 3, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            value = seconds / (86400 if unit == "days" else size)
-            return f"{value:.3g} {unit}"
-    return f"{seconds:.3g} s"

@@ -133,25 +133,30 @@ def _saving_and_failing(
     return work_s * done
 
 
-def best_interval(step_s: float, chosen_steps: int, reliability: Reliability) -> IntervalChoice:
-    """Numbers of steps between checkpoints side by side, around the formulas' and with the recipe's."""
+def best_interval(
+    step_s: float, chosen_steps: int, reliability: Reliability, most_steps: int = 1 << 30
+) -> IntervalChoice:
+    """Numbers of steps between checkpoints side by side, around the formulas' and with the recipe's.
+
+    `most_steps` are those of the run: it is saved at its end whatever is chosen.
+    """
     if not step_s > 0 or chosen_steps < 1:
         raise ValueError(f"a step of {step_s:g} s saved every {chosen_steps}: needed above 0 and at least 1")
     daly = daly_s(reliability)
     costs = []
-    for steps in _candidates(step_s, chosen_steps, daly):
+    for steps in _candidates(step_s, min(chosen_steps, most_steps), daly, most_steps):
         work_s = steps * step_s
         costs.append(
             IntervalCost(steps, work_s, simulated_overhead(work_s, reliability), expected_overhead(work_s, reliability))
         )
-    chosen = next(cost for cost in costs if cost.steps == chosen_steps)
+    chosen = next(cost for cost in costs if cost.steps == min(chosen_steps, most_steps))
     return IntervalChoice(tuple(costs), min(costs, key=lambda cost: cost.simulated), chosen, young_s(reliability), daly)
 
 
-def _candidates(step_s: float, chosen: int, daly: float) -> Sequence[int]:
+def _candidates(step_s: float, chosen: int, daly: float, most: int) -> Sequence[int]:
     """Steps around Daly's interval, a factor of about 1.4 apart, and the recipe's own number."""
     if math.isinf(daly):
-        return sorted({chosen, 10 * chosen})
+        return sorted({chosen, min(most, 10 * chosen)})
     centre = max(1.0, daly / step_s)
-    around = {max(1, round(centre * 2 ** (power / 2))) for power in range(-6, 7)}
+    around = {min(most, max(1, round(centre * 2 ** (power / 2)))) for power in range(-6, 7)}
     return sorted(around | {chosen})

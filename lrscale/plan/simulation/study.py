@@ -181,7 +181,7 @@ def study(
         restarts=max(run.restarts for run in runs),
         phases=_shares(runs),
         utilisation={role: statistics.fmean(run.utilisation()[role] for run in runs) for role in runs[0].utilisation()},
-        intervals=best_interval(steady_s, scenario.checkpoint_every, reliability),
+        intervals=best_interval(steady_s, scenario.checkpoint_every, reliability, scenario.steps),
         split=_best_split(planned, layout),
         reasoning=_reasoning(planned, scenario, steady_s),
         spans=runs[0].spans,

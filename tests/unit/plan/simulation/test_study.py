@@ -145,7 +145,7 @@ def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="KV memory is too small"):
         found(plan(tensor_parallel=1), seeds=1)
     (tmp_path / "metrics.jsonl").write_text('{"stage": "rl", "arm": "discrete", "tokens_mean": 90.0}\n')
-    with pytest.raises(LaunchError, match="the recipe's arm is latent"):
+    with pytest.raises(LaunchError, match="the recipe's arms are latent"):
         plan(measured=read(tmp_path))
     with pytest.raises(RecipeError, match="needed 0 or more"):
         found(plan(), seeds=1, failures_per_node_day=-1.0)
