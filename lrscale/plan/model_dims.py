@@ -57,6 +57,8 @@ class ModelDims:
     """Of `qkv`, `o`, `mlp`: which projections have a bias."""
     norms: int = 2
     """RMS norms a layer: 4 in Gemma 2 and 3."""
+    wide_norms: bool = False
+    """Norms multiply by their weight in float32 (Gemma)."""
     experts: Experts | None = None
     learned_positions: int = 0
     """GPT-2: rows of the position embedding, which also stands for layer norms with bias and an MLP without gate."""
@@ -201,6 +203,7 @@ def _llama_like(config: Mapping[str, Any], kind: str) -> ModelDims:
         head_norms=kind in _HEAD_NORMS,
         biases=tuple(name for name, there in biases.items() if there),
         norms=4 if kind in _FOUR_NORMS else 2,
+        wide_norms=kind.startswith("gemma"),
         experts=_experts(config, kind, layers, intermediate),
         exact=kind in _COUNTED,
     )
@@ -212,6 +215,8 @@ def _experts(config: Mapping[str, Any], kind: str, layers: int, intermediate: in
         return Experts(count, active, intermediate)
     if not kind.endswith("_moe"):
         return None
+    if "num_local_experts" in config:  # so transformers 5 saves it for some kinds
+        config = {"num_experts": config["num_local_experts"], **config}
     count, active, width = _numbers(config, ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
     shared = _numbers(config, ("shared_expert_intermediate_size",))[0] if kind == "qwen2_moe" else 0
     step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
