@@ -65,7 +65,8 @@ def plan(
     Memory a GPU and a node by phase, what runs out first and what would help; the seconds of an RL step by a roofline;
     GPU-hours, energy and price. From the recipe and the model's dimensions alone: neither GPUs nor weights are needed.
     With --simulate the whole run as a simulation: time to the last step with its spread, what each role waits for, the
-    best split of nodes and checkpoint interval, latents against words.
+    best split of nodes and checkpoint interval, latents against words. The exit code is 0 whether it fits or not:
+    `fits` of --json tells.
     """
     from lrscale.config.compose import Option
     from lrscale.config.hardware import DEFAULT_FABRIC, DEFAULT_GPU, load_machine

@@ -119,6 +119,14 @@ class ClusterConfig(Section):
     """Check nodes, GPUs and network as the job's first step (`lrscale doctor` does the login node's part)."""
     split: SplitConfig = SplitConfig()
 
+    @property
+    def memory_mib(self) -> int:
+        """Of a node's host, as asked for (SLURM's unit without a letter is MiB); 0 for whole nodes."""
+        if self.memory is None:
+            return 0
+        factor = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}.get(self.memory[-1], 1)
+        return int(int(self.memory.rstrip("KMGT")) * factor)
+
     @field_validator("sbatch_flags")
     @classmethod
     def _flags_of_others(cls, flags: tuple[str, ...]) -> tuple[str, ...]:

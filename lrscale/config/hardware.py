@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from lrscale.config.base import PositiveFloat, Section, Share
+from lrscale.config.base import PositiveFloat, PositiveInt, Section
 from lrscale.config.errors import Place, Problem, RecipeError
 from lrscale.config.shipped import plan_data
 from lrscale.config.source import parse_value, read_file
@@ -36,14 +36,16 @@ class Fabric(Section):
     """The network between nodes."""
 
     gb_s: PositiveFloat
-    """A GPU, one direction, in 1e9 bytes a second."""
+    """Of one adapter, one direction, in 1e9 bytes a second."""
+    adapters: PositiveInt | None = None
+    """A node; None: each GPU has its own."""
     source: str
 
 
 class Efficiency(Section):
     """The share of a peak that programs reach."""
 
-    value: Share
+    value: Annotated[float, Field(gt=0, le=1)]
     source: str
 
 

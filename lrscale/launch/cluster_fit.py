@@ -11,7 +11,7 @@ from lrscale.config.load import LoadedRecipe
 from lrscale.config.recipe import Recipe
 from lrscale.launch.slurm import Partition
 from lrscale.plan.duration import duration_s
-from lrscale.plan.memory import MemoryPlan
+from lrscale.plan.phases import MemoryPlan
 from lrscale.plan.topology import topology
 
 
@@ -122,7 +122,7 @@ def _limits(
             _or(f"--set cluster.cpus_per_rank={most_cpus}" if most_cpus else "", partitions,
                 lambda one: one.cpus_per_node >= cpus),
         )  # fmt: skip
-    asked_mib = _mib(cluster.memory)
+    asked_mib = cluster.memory_mib
     if asked_mib > partition.memory_mib:
         yield Misfit(
             "cluster.memory",
@@ -154,14 +154,6 @@ def _elsewhere(partitions: Mapping[str, Partition], fits: Callable[[Partition], 
 def _clock(seconds: int) -> str:
     days, rest = divmod(seconds, 86_400)
     return (f"{days}-" if days else "") + f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
-
-
-def _mib(memory: str | None) -> int:
-    """SLURM's memory: MiB without a letter."""
-    if memory is None:
-        return 0
-    factor = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}.get(memory[-1], 1)
-    return int(int(memory.rstrip("KMGT")) * factor)
 
 
 def _located(loaded: LoadedRecipe, misfit: Misfit) -> Problem:

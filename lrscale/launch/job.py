@@ -18,8 +18,9 @@ from lrscale.config.shipped import shipped_ds_configs
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.rundir import write_whole
 from lrscale.plan.accelerate import accelerate_yaml
-from lrscale.plan.deepspeed import resolve
+from lrscale.plan.deepspeed import as_offloaded, resolve
 from lrscale.plan.model_dims import ModelConfigError, ModelDims, dims_of_config, known_dims, read_dims
+from lrscale.plan.states import ZeroSettings, zero_settings
 
 _BUILTINS = {"builtin:tiny": "tasks/assets/tiny_base"}
 _PORTS = range(20_000, 30_000)
@@ -114,6 +115,18 @@ def ds_config(loaded: LoadedRecipe) -> dict[str, Any]:
         return resolve(template, recipe, hidden_size, recipe.world_size)
     except ValueError as error:
         raise RecipeError([_found(loaded, key, f"{path}: {line}", "") for line in str(error).splitlines()]) from error
+
+
+def planned_recipe(loaded: LoadedRecipe, dims: ModelDims) -> tuple[Recipe, ZeroSettings | None]:
+    """What a plan counts with: the recipe with what its DeepSpeed file offloads, and that file's values.
+
+    Raises:
+        RecipeError: the file cannot be resolved.
+    """
+    if loaded.recipe.parallel.kind != "zero3":
+        return loaded.recipe, None
+    config = ds_config(loaded)
+    return as_offloaded(loaded.recipe, config), zero_settings(dims.hidden, config)
 
 
 def hidden_size_of(model: str) -> int | None:

@@ -12,7 +12,7 @@ from lrscale.config.load import LoadedRecipe
 from lrscale.launch import slurm
 from lrscale.launch.cluster_fit import require_fit, require_sound
 from lrscale.launch.errors import LaunchError
-from lrscale.launch.job import dims_of, warnings_of, write_job_files
+from lrscale.launch.job import dims_of, planned_recipe, warnings_of, write_job_files
 from lrscale.launch.rundir import RunDir, create_run
 from lrscale.launch.submission import (
     require_no_job,
@@ -22,7 +22,8 @@ from lrscale.launch.submission import (
     submission_files,
     write_executable,
 )
-from lrscale.plan.memory import MemoryPlan, memory_plan
+from lrscale.plan.memory import memory_plan
+from lrscale.plan.phases import MemoryPlan
 from lrscale.plan.summary import plan_lines, plan_values
 from lrscale.plan.topology import BatchPlan, batch_plan, dividing_nodes
 
@@ -58,7 +59,10 @@ def plan(
     """
     loaded = settled(loaded)
     recipe, dims = loaded.recipe, dims_of(loaded.recipe.model.path)
-    memory = memory_plan(recipe, dims) if dims is not None else None
+    memory = None
+    if dims is not None:
+        counted, zero = planned_recipe(loaded, dims)
+        memory = memory_plan(counted, dims, zero=zero)
     require_sound(loaded, memory)
     if not in_job:
         _check_cluster(loaded, memory, dry=dry, say=say)

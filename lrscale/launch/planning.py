@@ -10,11 +10,10 @@ from lrscale.config.hardware import Machine
 from lrscale.config.load import LoadedRecipe
 from lrscale.config.recipe import Recipe
 from lrscale.launch.finished_run import MeasuredRun
-from lrscale.launch.job import ds_config, require_dims
+from lrscale.launch.job import planned_recipe, require_dims
 from lrscale.launch.on_slurm import batch_of
 from lrscale.plan.layout import EngineKind, LayoutError, layout_of
 from lrscale.plan.run_plan import RunPlan, plan_run
-from lrscale.plan.states import zero_settings
 from lrscale.plan.topology import longest_prompt
 from lrscale.plan.workload import workload
 
@@ -35,7 +34,7 @@ def plan_of(  # noqa: PLR0913 - options of the command line
     """The plan of a recipe.
 
     Args:
-        loaded: The recipe; the GPU's memory is in it (cluster.gpu_memory_gib).
+        loaded: The recipe; where it does not say cluster.gpu_memory_gib, a GPU has the machine's.
         machine: Where it runs.
         engine: None leaves it to the recipe; so do `rollout_nodes` and `tensor_parallel`.
         rollout_nodes: Nodes that only generate.
@@ -50,12 +49,15 @@ def plan_of(  # noqa: PLR0913 - options of the command line
         RecipeError: the model's dimensions are not known, or batch, lengths or layout are impossible.
         LaunchError: the measured run had none of the recipe's arms (7).
     """
-    recipe = loaded.recipe
     known: dict[str, Any] = dict(lengths or {})
-    _require_lengths(recipe, known)
+    _require_lengths(loaded.recipe, known)
     dims = require_dims(loaded)
     batch_of(loaded)
-    zero = zero_settings(dims.hidden, ds_config(loaded)) if recipe.parallel.kind == "zero3" else None
+    recipe, zero = planned_recipe(loaded, dims)
+    if "gpu_memory_gib" not in recipe.cluster.model_fields_set:
+        recipe = recipe.model_copy(
+            update={"cluster": recipe.cluster.model_copy(update={"gpu_memory_gib": machine.gpu.memory_gib})}
+        )
     layout = layout_of(
         recipe,
         engine=engine,

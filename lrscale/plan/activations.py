@@ -23,9 +23,15 @@ def recomputed_bytes(dims: ModelDims, element: int) -> int:
 
 
 def passing_bytes(dims: ModelDims, element: int) -> int:
-    """Of a layer's own working memory, a position: in the backward pass the gradients of its MLP's product, gate and
-    sum, and of the residual; in a forward without gradients as much again of the activations themselves."""
-    return element * (max(2 * _mlp_width(dims, layer) for layer, _ in dims.layer_kinds) + dims.hidden)
+    """Of a layer's gradients in its backward pass, a position: of the MLP's two halves beyond what is freed by then, and
+    of the residual."""
+    return element * (2 * _widest(dims) + dims.hidden)
+
+
+def forward_bytes(dims: ModelDims, element: int) -> int:
+    """Of a forward without gradients at its height, a position: the MLP's two halves and their product, the residual,
+    and the norm's copies."""
+    return element * (3 * _widest(dims) + 4 * dims.hidden)
 
 
 def input_bytes(dims: ModelDims, element: int) -> int:
@@ -62,6 +68,10 @@ def _mlp_bytes(dims: ModelDims, element: int, layer: int) -> int:
         return 4 * element * dims.intermediate
     shared = 4 * experts.shared_intermediate + dims.hidden * bool(experts.shared_intermediate)
     return element * (experts.active * (4 * experts.intermediate + 2 * dims.hidden) + shared)
+
+
+def _widest(dims: ModelDims) -> int:
+    return max(_mlp_width(dims, layer) for layer, _ in dims.layer_kinds)
 
 
 def _mlp_width(dims: ModelDims, layer: int) -> int:

@@ -22,8 +22,8 @@ def gather_s(machine: Machine, size: float, *, nodes: int, gpus_per_node: int, m
         return 0.0
     efficiencies = machine.efficiencies
     within_s = size * (gpus_per_node - 1) / gpus_per_node / (machine.gpu.link_gb_s * 1e9 * efficiencies.link.value)
-    adapters = machine.fabric.gb_s * 1e9 * gpus_per_node * efficiencies.fabric.value
-    between_s = size * (nodes - 1) / nodes / adapters
+    adapters = machine.fabric.adapters or gpus_per_node
+    between_s = size * (nodes - 1) / nodes / (machine.fabric.gb_s * 1e9 * adapters * efficiencies.fabric.value)
     return max(within_s, between_s) + messages * start_up_s(machine, ranks)
 
 

@@ -114,3 +114,14 @@ def _resolvable(recipe: Recipe, world_size: int) -> Iterator[str]:
 
 def _json(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def as_offloaded(recipe: Recipe, config: Mapping[str, Any]) -> Recipe:
+    """The recipe with the offload that its resolved DeepSpeed file asks for: a file may do so by itself."""
+    zero = config.get("zero_optimization", {})
+    asked = {
+        field: True
+        for section, field in _OFFLOADS.items()
+        if (zero.get(section) or {}).get("device", "none") not in ("none", None)
+    }
+    return recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=asked)})

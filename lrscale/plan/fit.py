@@ -6,14 +6,15 @@ Suggestions are tried, not guessed: each is the recipe or layout with the change
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lrscale.config.base import Section
 from lrscale.config.hardware import Machine
 from lrscale.config.recipe import Recipe
 from lrscale.plan.layout import Layout, LayoutError, require_layout
-from lrscale.plan.memory import MemoryPlan, Phase, memory_plan
+from lrscale.plan.memory import memory_plan
 from lrscale.plan.model_dims import ModelDims
+from lrscale.plan.phases import MemoryPlan, Phase
 from lrscale.plan.states import ZeroSettings
 from lrscale.plan.topology import dividing_nodes, longest_prompt, longest_sequence
 
@@ -32,8 +33,11 @@ class Overflow:
     phase: Phase
     part: str
     """Its largest part."""
+    needed: float
     limit: float
-    """GiB that a GPU has."""
+    """GiB that a GPU has, or the host of a node."""
+    host: bool = False
+    """Whether it is the host's memory that is too small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,15 @@ class Suggestion:
     """GiB of host memory a node then."""
 
 
-def overflow(plan: MemoryPlan, limit: float) -> Overflow | None:
-    """The first phase, in the order of time, that needs more than a GPU has; None where all fit."""
+def overflow(plan: MemoryPlan, recipe: Recipe) -> Overflow | None:
+    """The first phase, in the order of time, that needs more than a GPU has (cluster.gpu_memory_gib), or than a node may
+    use (cluster.memory, where it is given); None where all fit."""
+    limit, host = recipe.cluster.gpu_memory_gib, recipe.cluster.memory_mib / 1024
     for phase in plan.phases:
         if phase.total > limit + _ROUNDING:
-            return Overflow(phase, max(phase.parts, key=lambda part: part[1])[0], limit)
+            return Overflow(phase, max(phase.parts, key=lambda part: part[1])[0], phase.total, limit)
+        if 0 < host < phase.host:
+            return Overflow(phase, "host memory", phase.host, host, host=True)
     return None
 
 
@@ -72,12 +80,11 @@ def suggestions(
 
     Cheap ones come first: what costs time only, then what changes the run, then more machines.
     """
-    limit = recipe.cluster.gpu_memory_gib
     found: list[Suggestion] = []
     for changes in _rounds(Change((), recipe, layout)):
         for change in _possible(changes, dims):
             plan = memory_plan(change.recipe, dims, change.layout, machine, zero)
-            if plan.peak <= limit + _ROUNDING:
+            if overflow(plan, change.recipe) is None:
                 found.append(Suggestion(change.options, plan.peak, plan.host_per_node))
         if any(one.options[0].startswith("--set") for one in found):
             break  # else ways that need no other machines are looked for in the next round
@@ -136,7 +143,7 @@ def _single(start: Change) -> Iterator[Change]:
 
 def _slower(start: Change) -> Iterator[Change]:
     """The same run, with more time and fewer bytes."""
-    recipe, parallel = start.recipe, start.recipe.parallel
+    recipe = start.recipe
     if not recipe.model.gradient_checkpointing:
         yield _set(start, "model.gradient_checkpointing", True)
     tokens, longest = recipe.optimisation.micro_batch_tokens, longest_sequence(recipe)
@@ -151,6 +158,14 @@ def _slower(start: Change) -> Iterator[Change]:
     while rows > 1:
         rows //= 2
         yield _set(start, "rollout.batch_rows", rows)
+    yield from _elsewhere(start)
+
+
+def _elsewhere(start: Change) -> Iterator[Change]:
+    """Weights and states on the shards they come from, or in host memory."""
+    parallel = start.recipe.parallel
+    if parallel.kind != "single" and parallel.gather != "per_layer":
+        yield _set(start, "parallel.gather", "per_layer")
     if parallel.kind == "zero3":
         for name in ("offload_between_phases", "offload_optimizer", "offload_parameters"):
             if not getattr(parallel, name):
@@ -173,25 +188,25 @@ def _larger(start: Change) -> Iterator[Change]:
     trainer = start.recipe
     while above := [nodes for nodes in dividing_nodes(trainer) if trainer.cluster.nodes < nodes <= _MOST_NODES]:
         trainer = _with(trainer, ("cluster", "nodes"), above[0])
-        yield Change((*start.options, f"--nodes {above[0]}"), trainer, replace(layout, train_nodes=above[0]))
+        yield Change((*start.options, f"--nodes {above[0]}"), trainer, layout.resized(train_nodes=above[0]))
     if layout.engine == "vllm":
         wider = layout.tensor_parallel * 2
         if wider <= layout.gpus_per_node:
             yield Change(
-                (*start.options, f"--tensor-parallel {wider}"), start.recipe, replace(layout, tensor_parallel=wider)
+                (*start.options, f"--tensor-parallel {wider}"), start.recipe, layout.resized(tensor_parallel=wider)
             )
         if layout.colocated:
-            split = replace(layout, rollout_nodes=max(1, layout.train_nodes // 2))
+            split = layout.resized(rollout_nodes=max(1, layout.train_nodes // 2))
             yield Change((*start.options, f"--rollout-nodes {split.rollout_nodes}"), start.recipe, split)
 
 
-def _set(start: Change, key: str, value: float) -> Change:
+def _set(start: Change, key: str, value: float | str) -> Change:
     shown = str(value).lower() if isinstance(value, bool) else value
     recipe = _with(start.recipe, tuple(key.split(".")), value)
     return Change((*start.options, f"--set {key}={shown}"), recipe, start.layout)
 
 
-def _with(recipe: Recipe, key: tuple[str, ...], value: float) -> Recipe:
+def _with(recipe: Recipe, key: tuple[str, ...], value: float | str) -> Recipe:
     """A copy with one value changed; the value is of the field's own range."""
     section, name = key
     inner: Section = getattr(recipe, section)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from lrscale.config.recipe import Recipe
 from lrscale.plan.model_dims import ModelDims
@@ -32,8 +32,14 @@ class Layout:
     """`local`: the training processes decode, with the trainer's weights; `vllm`: engines with weights of their own."""
     tensor_parallel: int = 1
     """GPUs that one engine spans."""
+    engines_wanted: int | None = None
+    """Engines where they are fewer than the GPUs have room for (rollout.engines); None: as many as these hold."""
     one_step_off: bool = False
     """The next step's sequences are generated while this step's are trained on; needs GPUs that only generate."""
+
+    def resized(self, **changes: Any) -> Layout:
+        """Another number of nodes or GPUs an engine, with as many engines as these hold."""
+        return replace(self, engines_wanted=None, **changes)
 
     @property
     def colocated(self) -> bool:
@@ -50,7 +56,8 @@ class Layout:
 
     @property
     def engines(self) -> int:
-        return self.rollout_gpus // self.tensor_parallel
+        most = self.rollout_gpus // self.tensor_parallel
+        return most if self.engines_wanted is None else min(most, self.engines_wanted)
 
     @property
     def nodes(self) -> int:
@@ -78,6 +85,7 @@ def layout_of(
     of_role = dict(there.roles).get("rollout", 0)
     nodes = of_role if rollout_nodes is None else rollout_nodes
     engine = engine or ("vllm" if nodes else recipe.rollout.kind)
+    own = engine == recipe.rollout.kind == "vllm" and rollout_nodes is None and tensor_parallel is None
     if tensor_parallel is None:
         rollout = recipe.rollout
         tensor_parallel = rollout.tensor_parallel if engine == rollout.kind == "vllm" else 1
@@ -87,6 +95,7 @@ def layout_of(
         rollout_nodes=nodes,
         engine=engine,
         tensor_parallel=tensor_parallel,
+        engines_wanted=recipe.rollout.engines if own and recipe.rollout.kind == "vllm" else None,
         one_step_off=one_step_off,
     )
 
@@ -117,6 +126,12 @@ def require_layout(layout: Layout, dims: ModelDims) -> None:
             option,
             f"tensor parallel {width} does not divide the {layout.rollout_gpus} GPUs that generate "
             f"({layout.rollout_nodes or layout.train_nodes} nodes of {layout.gpus_per_node})",
+        )
+    if layout.gpus_per_node % width:
+        raise LayoutError(
+            option,
+            f"tensor parallel {width} does not divide the {layout.gpus_per_node} GPUs of a node: an engine's GPUs sum over "
+            f"the links of one node; try {largest_divisor(layout.gpus_per_node, width)}",
         )
     for name, count in (("attention heads", dims.heads), ("width of the MLP", dims.intermediate)):
         if count % width:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from lrscale.config.hardware import Machine, load_machine
 from lrscale.config.optimisation import SEEN_BUDGETS
 from lrscale.config.recipe import Recipe
+from lrscale.plan.activations import forward_bytes, input_bytes, kept_bytes, passing_bytes, recomputed_bytes
 from lrscale.plan.layout import Layout, layout_of
 from lrscale.plan.model_dims import ModelDims
+from lrscale.plan.phases import MemoryPlan, Phase
 from lrscale.plan.states import (
     ELEMENT_BYTES,
     RankStates,
@@ -24,68 +26,12 @@ from lrscale.plan.states import (
 )
 from lrscale.plan.topology import longest_sequence
 
-_ACTIVATIONS_PER_TOKEN = 28
-"""Elements of width H that one layer keeps for its backward pass: about 28 for Llama-3.1-8B, 24 to 48 by architecture
-(34 with GPT-3's MLP: Korthikanti et al., arXiv 2205.05198, equation 2, attention's scores not kept)."""
 _GATHER_BUCKET = 256 * 2**20
 """`lrscale.parallel.zero3.GATHER_BYTES`: whole parameters side by side on their way to an engine."""
 _FILE_PART = 4 * 2**30
 """`lrscale.parallel.shards.PART_BYTES`: what a rank copies to the host at once to write it."""
-_LOGIT_COPIES = 3
-"""Logits, their softmax and its gradient, of one chunk."""
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """What is in memory at the height of one phase."""
-
-    name: str
-    parts: tuple[tuple[str, float], ...]
-    """GiB a GPU, by what they are for."""
-    host: float
-    """GiB a node."""
-    gpus: str = "train"
-    """`train` or `rollout`: where nodes are split, whose GPUs."""
-
-    @property
-    def total(self) -> float:
-        return sum(size for _, size in self.parts)
-
-    def part(self, name: str) -> float:
-        """GiB of one part, 0 where the phase has none of it."""
-        return dict(self.parts).get(name, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """All phases of a run, in the order of time."""
-
-    phases: tuple[Phase, ...]
-    states: float
-    """GiB a GPU of weights, gradients, masters and moments that a training rank keeps."""
-    kept_for_backward: float
-    """GiB a GPU of an update's activations."""
-
-    @property
-    def host_largest(self) -> Phase:
-        return max(self.phases, key=lambda phase: phase.host)
-
-    @property
-    def host_per_node(self) -> float:
-        """GiB a node at most: while loading, saving, or for what is offloaded."""
-        return self.host_largest.host
-
-    @property
-    def largest(self) -> Phase:
-        return max(self.phases, key=lambda phase: phase.total)
-
-    @property
-    def peak(self) -> float:
-        """GiB a GPU."""
-        return self.largest.total
-
-    def phase(self, name: str) -> Phase:
-        return next(phase for phase in self.phases if phase.name == name)
+_LOGIT_COPIES = 4
+"""Of one chunk in its backward pass: scaled logits, their softmax, and the gradients of both terms of a log-prob."""
 
 
 def memory_plan(
@@ -103,7 +49,7 @@ def memory_plan(
         machine or load_machine(),
         zero or zero_settings(dims.hidden),
     )
-    return MemoryPlan(tuple(needs.phases()), _gib(needs.kept.states), _gib(needs.activations))
+    return MemoryPlan(tuple(needs.phases()), _gib(needs.kept.states), _gib(needs.kept_for_backward + needs.recomputing))
 
 
 def whole_copy_gib(recipe: Recipe, dims: ModelDims) -> float:
@@ -155,26 +101,87 @@ class _Needs:
         return self.recipe.parallel.kind != "single"
 
     @property
+    def zero3(self) -> bool:
+        return self.recipe.parallel.kind == "zero3"
+
+    @property
+    def projector(self) -> int:
+        projector = self.recipe.projector
+        return self.element * self.dims.projector_parameters(projector.layers, projector.kind)
+
+    @property
     def tokens(self) -> int:
         """Positions of the largest micro-batch: at least one row."""
         return max(self.recipe.optimisation.micro_batch_tokens, longest_sequence(self.recipe))
 
     @property
-    def live(self) -> int:
-        """Weights of other ranks, gathered for the layers at work: DeepSpeed's window, what it prefetches, a layer."""
-        if not self.sharded:
-            return 0
-        window = min(self.zero.max_live + self.zero.prefetch, weight_elements(self.recipe, self.dims))
-        return self.element * (window + self.dims.layer_parameters)
+    def whole(self) -> int:
+        """Of policy and projector in one piece."""
+        return self.element * weight_elements(self.recipe, self.dims)
 
     @property
-    def activations(self) -> int:
-        """One layer's input for each and one layer in full with checkpointing, else all in full (Chen et al., arXiv
-        1604.06174)."""
-        layers = self.dims.layers
-        full = _ACTIVATIONS_PER_TOKEN
-        kept = layers + full if self.recipe.model.gradient_checkpointing else layers * full
-        return self.element * self.tokens * self.dims.hidden * kept
+    def largest_tensor(self) -> int:
+        return self.element * max(elements for elements, _ in tensor_sizes(self.recipe, self.dims))
+
+    @property
+    def unit(self) -> int:
+        """What is gathered at once: a layer, the embedding or the head, the largest of them."""
+        return max(self.element * self.dims.layer_parameters, self.largest_tensor)
+
+    @property
+    def live(self) -> int:
+        """Weights of other ranks, gathered for what is at work.
+
+        At most DeepSpeed's window, what it prefetches, and the unit at work. FSDP2 holds that unit and the next one.
+        """
+        if not self.sharded:
+            return 0
+        window = self.element * (self.zero.max_live + self.zero.prefetch) if self.zero3 else self.unit
+        return min(self.whole, window + self.unit)
+
+    @property
+    def live_expanding(self) -> int:
+        """The same in projector SFT under ZeRO-3: a frozen base whose layers run several times is released when the
+        backward pass is through, and without checkpointing nothing is before; the projector likewise."""
+        if not self.zero3:
+            return self.live
+        if not self.recipe.model.gradient_checkpointing:
+            return self.whole
+        return min(self.whole, max(self.live, self.projector + 2 * self.unit))
+
+    @property
+    def whole_gradients(self) -> int:
+        """Of tensors that are not reduced yet, in the backward pass: the head's, summed over its chunks, and that of
+        the newest one. FSDP2 sends them in float32 (`reduce_dtype`), ZeRO-3 where `fp32_gradients` asks."""
+        head = self.element * self.dims.vocabulary * self.dims.hidden
+        if not self.sharded:
+            return 2 * head
+        wide = self.recipe.parallel.fp32_gradients or not self.zero3
+        return 2 * head + (4 * self.largest_tensor // self.element if wide and self.element < 4 else 0)
+
+    @property
+    def reference(self) -> int:
+        """The frozen policy that a KL term compares with, sharded like the policy; it stays from RL's start."""
+        if not self.recipe.stages.rl.kl.coefficient:
+            return 0
+        return self.kept.weights + self.kept.persistent
+
+    @property
+    def forward(self) -> int:
+        """A forward without gradients: the MLP's halves and their product, the residual and what attention reads."""
+        return self.tokens * forward_bytes(self.dims, self.element)
+
+    @property
+    def kept_for_backward(self) -> int:
+        """Every layer's input with checkpointing, else all that layers keep."""
+        kept = input_bytes if self.recipe.model.gradient_checkpointing else kept_bytes
+        return self.tokens * kept(self.dims, self.element)
+
+    @property
+    def recomputing(self) -> int:
+        """One layer of it in the backward pass: recomputed in full with checkpointing, and its gradients."""
+        full = recomputed_bytes(self.dims, self.element) if self.recipe.model.gradient_checkpointing else 0
+        return self.tokens * (full + passing_bytes(self.dims, self.element))
 
     @property
     def expanded(self) -> int:
@@ -183,17 +190,19 @@ class _Needs:
 
         With checkpointing each layer keeps its input there, and one layer of one stretch of text is recomputed at once.
         """
-        dims = self.dims
-        rows = max(1, self.tokens // longest_sequence(self.recipe))
+        dims, markers = self.dims, round(self.machine.sequences.markers_a_trace.value)
+        longest = longest_sequence(self.recipe)
+        rows = max(1, self.tokens // longest)
         behind = rows * self.recipe.rollout.max_new_tokens
-        kept = behind * dims.layers * _ACTIVATIONS_PER_TOKEN
         if self.recipe.model.gradient_checkpointing:
-            kept = (
-                behind * dims.layers
-                + behind // (round(self.machine.sequences.markers_a_trace.value) + 1) * _ACTIVATIONS_PER_TOKEN
-            )
-        full = self.element * dims.hidden * kept
-        return self.tokens * dims.kv_bytes_per_token(self.element) + full + self.element * behind * dims.hidden
+            a_layer = recomputed_bytes(dims, self.element) + passing_bytes(dims, self.element)
+            kept = behind * input_bytes(dims, self.element) + behind // (markers + 1) * a_layer
+        else:
+            # Each feed keeps the keys and values before it, joined and repeated for all heads: half of them on average.
+            feeds = markers * (self.recipe.stages.traces.max_steps + 1)
+            joined = 2 * dims.heads * dims.head_dim * self.element * dims.layers
+            kept = behind * kept_bytes(dims, self.element) + feeds * rows * longest // 2 * joined
+        return self.tokens * dims.kv_bytes_per_token(self.element) + kept + self.element * behind * dims.hidden
 
     @property
     def sharing(self) -> int:
@@ -204,7 +213,7 @@ class _Needs:
             return 0
         layers = 1 if self.recipe.model.gradient_checkpointing else self.dims.layers
         copied = 2 * SEEN_BUDGETS * self.tokens * self.dims.heads * self.dims.head_dim * self.element
-        return self.element * weight_elements(self.recipe, self.dims) + copied * (layers + 1)
+        return self.whole + copied * (layers + 1)
 
     @property
     def logits(self) -> int:
@@ -219,10 +228,26 @@ class _Needs:
 
     @property
     def step(self) -> int:
-        """Gradients of a sub-group in float32 while the optimizer steps (stage3.py, `_prepare_fp32_grad_for_sub_group`)."""
-        if not self.sharded or self.recipe.parallel.offload_optimizer:
+        """Gradients of a sub-group while DeepSpeed's optimizer steps, flat and in float32 (stage3.py,
+        `_prepare_fp32_grad_for_sub_group`)."""
+        if not self.zero3 or self.recipe.parallel.offload_optimizer:
             return 0
-        return 4 * min(self.zero.sub_group, weight_elements(self.recipe, self.dims) // self.layout.train_gpus)
+        flat = self.element if self.element < 4 and not self.recipe.parallel.fp32_gradients else 4
+        own = weight_elements(self.recipe, self.dims) // self.layout.train_gpus
+        return (flat + 4) * min(self.zero.sub_group, own)
+
+    @property
+    def update(self) -> dict[str, float]:
+        """The tallest moment of an update: in the head's backward pass, in a layer's, or in the optimizer step."""
+        always = {"live": self.live, "latents": self.latents}
+        if self.sharing:
+            always["shared prompts"] = self.sharing
+        moments: tuple[dict[str, float], ...] = (
+            {"activations": self.kept_for_backward, "logits": self.logits, "whole gradients": self.whole_gradients},
+            {"activations": self.kept_for_backward + self.recomputing},
+        )
+        running = max((always | moment for moment in moments), key=lambda parts: sum(parts.values()))
+        return max(running, {"optimizer step": self.step}, key=lambda parts: sum(parts.values()))
 
     @property
     def beside_engine(self) -> int:
@@ -231,21 +256,33 @@ class _Needs:
             return 0
         kept = self.kept
         states = kept.parked if self.recipe.parallel.offload_between_phases else kept.resting
-        return states + kept.persistent + kept.buckets
+        return states + kept.persistent + kept.buckets + self.reference
 
     @property
     def engine_weights(self) -> int:
         """A copy of its own, shared by the GPUs of an engine; local decoding copies the weights only where they fit."""
-        whole = self.element * weight_elements(self.recipe, self.dims)
         if self.layout.engine == "vllm":
-            return whole // self.layout.tensor_parallel
-        return whole if self.sharded and gather(self.recipe, self.dims) == "whole" else 0
+            return self.whole // self.layout.tensor_parallel
+        return self.whole if self.sharded and gather(self.recipe, self.dims) == "whole" else 0
 
     @property
     def engine_activations(self) -> int:
+        """Of local decoding: all different prompts of a batch in one forward, or one layer's keys and values repeated for
+        all heads, and logits; where it decodes on shards, the gathered weights."""
         if self.layout.engine == "vllm":
             return _bytes(self.machine.overheads.engine_gib.value)
-        return self.live if not self.engine_weights else 0
+        dims, rows = self.dims, self.rows
+        different = -(-rows // self.recipe.stages.rl.group_size)
+        prompts = different * (longest_sequence(self.recipe) - self.recipe.rollout.max_new_tokens)
+        repeated = rows * longest_sequence(self.recipe) * 2 * dims.heads * dims.head_dim * self.element
+        decoding = repeated + _LOGIT_COPIES * 4 * rows * dims.vocabulary
+        return max(prompts * forward_bytes(dims, self.element), decoding) + (0 if self.engine_weights else self.live)
+
+    @property
+    def rows(self) -> int:
+        """Sequences that a process decodes at once at most (the local engine)."""
+        rl = self.recipe.stages.rl
+        return min(self.recipe.rollout.batch_rows, -(-rl.prompts_per_step * rl.group_size // self.layout.engines))
 
     @property
     def engine_share(self) -> float:
@@ -271,60 +308,74 @@ class _Needs:
         shared = min(self.layout.tensor_parallel, self.dims.kv_heads)
         row = longest_sequence(self.recipe) * self.dims.kv_bytes_per_token(self.element) / shared
         if self.layout.engine == "local":
-            rl, rows = self.recipe.stages.rl, self.recipe.rollout.batch_rows
-            return row * min(rows, -(-rl.prompts_per_step * rl.group_size // self.layout.engines))
+            return row * self.rows
         memory = _bytes(self.recipe.cluster.gpu_memory_gib)
         return max(row, memory * self.engine_share - self.engine_weights - self.engine_activations)
 
     def phases(self) -> Iterator[Phase]:
         """In the order in which a run gets to them."""
-        kept = self.kept
-        largest = max(elements for elements, _ in tensor_sizes(self.recipe, self.dims)) * self.element
+        kept, parallel = self.kept, self.recipe.parallel
         block = self.dims.projector_parameters(1) * self.element
-        base = {"states": kept.resting, "persistent": kept.persistent, "buckets": kept.buckets}
-        weights = {"states": kept.resting, "persistent": kept.persistent, "whole tensors": max(largest, block)}
+        before_rl = {"states": kept.resting, "persistent": kept.persistent, "buckets": kept.buckets}
+        base = before_rl | {"reference": self.reference}
+        weights = {
+            "states": kept.resting,
+            "persistent": kept.persistent,
+            "whole tensors": max(self.largest_tensor, block),
+        }
         yield self._phase("load", weights, host=self._loading(block))
-        share = self.dims.projector_parameters(self.recipe.projector.layers) / weight_elements(self.recipe, self.dims)
+        share = self.projector / self.whole
         graded = kept.resting + (kept.gradients * share if kept.passing else 0)
-        expanding = {"states": graded, "live": self.live, "activations": self.expanded, "logits": self.logits}
-        yield self._phase("projector SFT", base | expanding)
+        expanding = {"states": graded, "live": self.live_expanding, "activations": self.expanded, "logits": self.logits}
+        yield self._phase("projector SFT", before_rl | expanding)
         yield self._rollout()
-        forward = self.element * self.tokens * self.dims.hidden * _ACTIVATIONS_PER_TOKEN
-        yield self._phase(
-            "log-probs",
-            base | {"live": self.live, "activations": forward, "logits": self.logits, "latents": self.latents},
-        )
-        training = {"live": self.live, "activations": self.activations, "logits": self.logits, "latents": self.latents}
-        training |= {"states": kept.states} | ({"shared prompts": self.sharing} if self.sharing else {})
-        yield self._phase(
-            "update",
-            base | max(training, {"states": kept.states, "optimizer step": self.step}, key=lambda p: sum(p.values())),
-        )
-        bucket = max(min(_GATHER_BUCKET, self.element * weight_elements(self.recipe, self.dims)), largest)
+        moments = ({"activations": self.forward, "latents": self.latents}, {"logits": self.logits})
+        yield self._phase("log-probs", base | {"live": self.live} | max(moments, key=lambda parts: sum(parts.values())))
+        yield self._phase("update", base | {"states": kept.states} | self.update)
+        yield self._publish(base)
+        written = kept.states + (kept.host if parallel.offload_optimizer else 0)
+        part = min(_FILE_PART, written)
+        copied = {"offloaded part": min(_FILE_PART, kept.host)} if parallel.offload_optimizer else {}
+        yield self._phase("checkpoint", base | copied, host=self.layout.gpus_per_node * part)
+
+    def _publish(self, base: Mapping[str, float]) -> Phase:
+        """Whole tensors on their way to the engines; files of all of them lie in the node's shared memory until every
+        engine has read them (`lrscale.rollout.weight_files`), beside what is parked."""
+        kept, host = self.kept, 0.0
+        bucket = max(min(_GATHER_BUCKET, self.whole), self.largest_tensor)
+        resident: dict[str, float] = {}
+        if self.layout.colocated:
+            resident = {"states": self.beside_engine - kept.persistent - kept.buckets - self.reference}
+            host = self.parked
+            if self.layout.engine == "vllm":
+                host += self.whole
         copied = self.engine_weights if self.layout.colocated else 0
-        resident = {"states": self.beside_engine - kept.persistent - kept.buckets} if self.layout.colocated else {}
-        yield self._phase("publish", base | resident | {"gathered bucket": bucket, "engine weights": copied})
-        written = kept.states + (kept.host if self.recipe.parallel.offload_optimizer else 0)
-        saving = self.layout.gpus_per_node * min(_FILE_PART, written)
-        yield self._phase("checkpoint", base, host=saving)
+        return self._phase(
+            "publish", {**base, **resident, "gathered bucket": bucket, "engine weights": copied}, host=host
+        )
+
+    @property
+    def parked(self) -> float:
+        """On the host of a node while sequences are decoded beside the trainer."""
+        kept = self.kept
+        states = self.beside_engine - kept.persistent - kept.buckets - self.reference
+        return (kept.resting - states) * self.layout.gpus_per_node
 
     def _rollout(self) -> Phase:
         parts: dict[str, float] = {}
-        kept, parked = self.kept, 0
+        kept, parked = self.kept, 0.0
         if self.layout.colocated:
-            states = self.beside_engine - kept.persistent - kept.buckets
+            states = self.beside_engine - kept.persistent - kept.buckets - self.reference
             parts = {"states": states, "persistent": kept.persistent, "buckets": kept.buckets}
-            parked = (kept.resting - states) * self.layout.gpus_per_node
-        name = "engine activations" if self.layout.engine == "vllm" else "live"
-        parts |= {"engine weights": self.engine_weights, name: self.engine_activations, "cache": self.cache}
+            parts |= {"reference": self.reference}
+            parked = self.parked
+        parts |= {"engine weights": self.engine_weights, "engine activations": self.engine_activations}
         gpus = "train" if self.layout.colocated else "rollout"
-        return self._phase("rollout", parts, host=parked, gpus=gpus)
+        return self._phase("rollout", parts | {"cache": self.cache}, host=parked, gpus=gpus)
 
     def _loading(self, block: int) -> float:
         """Each rank reads its part of every tensor, and of the projector a whole MLP tensor at a time."""
-        return self.layout.gpus_per_node * (
-            self.element * weight_elements(self.recipe, self.dims) / self._ranks + block / 3
-        )
+        return self.layout.gpus_per_node * (self.whole * (2 if self.reference else 1) / self._ranks + block / 3)
 
     @property
     def _ranks(self) -> int:

@@ -9,8 +9,9 @@ from lrscale.config.recipe import Recipe
 from lrscale.plan.checkpoint_bytes import checkpoint_bytes, kept_bytes
 from lrscale.plan.fit import Overflow, Suggestion, overflow, suggestions
 from lrscale.plan.layout import Layout
-from lrscale.plan.memory import MemoryPlan, memory_plan
+from lrscale.plan.memory import memory_plan
 from lrscale.plan.model_dims import ModelDims
+from lrscale.plan.phases import MemoryPlan
 from lrscale.plan.states import ZeroSettings
 from lrscale.plan.step_cost import RunCost, StepTime, run_cost, step_time
 from lrscale.plan.step_time import StepModel, step_model
@@ -65,7 +66,7 @@ def plan_run(  # noqa: PLR0913 - everything that decides a plan
     """
     rates = step_model(recipe, dims, layout, machine, work=work)
     memory = memory_plan(recipe, dims, layout, machine, zero)
-    over = overflow(memory, recipe.cluster.gpu_memory_gib)
+    over = overflow(memory, recipe)
     step = step_time(rates, work, recipe)
     ranks = layout.train_gpus
     return RunPlan(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrscale.plan.run_plan import RunPlan
-from lrscale.plan.summary import amount, count, phase_values, size, span
+from lrscale.plan.summary import amount, count, counted, phase_values, size, span
 
 _SHOWN = 0.05
 """Of a unit: what is less is 0.0."""
@@ -58,9 +58,23 @@ def run_values(plan: RunPlan) -> dict[str, Any]:
         "fabric": plan.machine.fabric_name,
         "layout": {**asdict(plan.layout), "gpus": plan.layout.gpus, "engines": plan.layout.engines},
         "workload": asdict(plan.work),
+        "dtype": plan.recipe.model.dtype,
+        "parallel": plan.recipe.parallel.kind,
+        "arms": list(plan.recipe.stages.rl.arms),
+        "steps": plan.recipe.stages.rl.steps,
+        "checkpoint_every": plan.recipe.stages.rl.checkpoint_every,
         "fits": over is None,
-        "overflow": None if over is None else {"phase": over.phase.name, "part": over.part, "limit_gib": over.limit},
+        "overflow": None
+        if over is None
+        else {
+            "phase": over.phase.name,
+            "part": over.part,
+            "needed_gib": over.needed,
+            "limit_gib": over.limit,
+            "host": over.host,
+        },
         "suggestions": [asdict(one) for one in plan.suggestions],
+        "gpu_limit_gib": plan.recipe.cluster.gpu_memory_gib,
         "gpu_gib": {"peak": plan.memory.peak, "phases": phase_values(plan.memory)},
         "host_gib_per_node": {phase.name: phase.host for phase in plan.memory.phases},
         "activations_gib": asdict(plan.activations),
@@ -69,7 +83,11 @@ def run_values(plan: RunPlan) -> dict[str, Any]:
         "rates": asdict(plan.rates),
         "step_s": {name: getattr(plan.step, name) for name in _STEP_PARTS} | {"total": plan.step.total},
         "cost": asdict(plan.cost),
+        "decoding": asdict(_pace(plan)),
         "constants": {
+            "gpu": plan.machine.gpu.model_dump(),
+            "fabric": plan.machine.fabric.model_dump(),
+            "runs": plan.machine.runs.model_dump(),
             "efficiencies": plan.machine.efficiencies.model_dump(),
             "overheads": plan.machine.overheads.model_dump(),
             "sequences": plan.machine.sequences.model_dump(),
@@ -84,22 +102,23 @@ def _projector(plan: RunPlan) -> int:
 
 def _subject(plan: RunPlan) -> Iterator[str]:
     dims, layout, machine = plan.dims, plan.layout, plan.machine
+    between = f", {machine.fabric_name} between nodes" if layout.nodes > 1 else ""
     active = f" ({count(dims.active_parameters)} active)" if dims.experts else ""
     yield (
         f"model     {plan.recipe.model.path}, {count(dims.parameters)} parameters{active} and "
         f"{count(_projector(plan))} of the projector, {plan.recipe.model.dtype}"
     )
     yield (
-        f"machine   {layout.nodes} x {layout.gpus_per_node} {machine.gpu.name}, {machine.fabric_name} between nodes, "
+        f"machine   {layout.nodes} x {layout.gpus_per_node} {machine.gpu.name}{between}, "
         f"{plan.recipe.cluster.gpu_memory_gib:g} GiB a GPU"
     )
     if layout.engine == "local":
         engine = "decoding in the training processes"
     else:
-        where = "beside the trainer" if layout.colocated else f"on {layout.rollout_nodes} nodes of their own"
-        engine = f"{layout.engines} engines of {layout.tensor_parallel} GPUs {where}"
+        where = "beside the trainer" if layout.colocated else f"on {counted(layout.rollout_nodes, 'node')} of their own"
+        engine = f"{counted(layout.engines, 'engine')} of {counted(layout.tensor_parallel, 'GPU')} {where}"
     off = ", one step off policy" if layout.one_step_off else ""
-    yield f"layout    {plan.recipe.parallel.kind} on {layout.train_gpus} GPUs, {engine}{off}"
+    yield f"layout    {plan.recipe.parallel.kind} on {counted(layout.train_gpus, 'GPU')}, {engine}{off}"
 
 
 def _memory(plan: RunPlan) -> Iterator[str]:
@@ -120,8 +139,8 @@ def _memory(plan: RunPlan) -> Iterator[str]:
         yield f"fits: {memory.peak:.1f} of {limit:g} GiB a GPU at most ({memory.largest.name})"
         return
     yield (
-        f"does not fit: {over.phase.name} is the first to run out, {over.phase.total:.1f} of {limit:g} GiB a GPU, most of "
-        f"it {over.part}"
+        f"does not fit: {over.phase.name} is the first to run out, {over.needed:.1f} of {over.limit:g} GiB "
+        f"{'of host memory a node' if over.host else 'a GPU'}, most of it {over.part}"
     )
     for one in plan.suggestions:
         yield f"  fits with {' '.join(one.options)} ({one.peak:.1f} GiB a GPU, {one.host:,.0f} of host memory a node)"
@@ -136,22 +155,41 @@ def _step(plan: RunPlan) -> Iterator[str]:
     for name in _STEP_PARTS:
         seconds = getattr(step, name)
         if seconds >= 0.5 * 10**-digits:
-            share = seconds / step.total
-            yield f"{name.replace('_', '-'):<15s}{seconds:7.{digits}f}{share:8.0%}  {words.get(name, '')}".rstrip()
+            share = "" if step.one_step_off else f"{seconds / step.total:.0%}"  # at the same time: no shares of a whole
+            yield f"{name.replace('_', '-'):<15s}{seconds:7.{digits}f}{share:>8s}  {words.get(name, '')}".rstrip()
     together = ", the slower of generating and training" if step.one_step_off else ""
     yield f"{'step':<15s}{step.total:7.{digits}f}{'':8s}  {work.sequences} sequences, {count(round(work.positions))} positions{together}"
 
 
 def _said_of_step(plan: RunPlan) -> dict[str, str]:
+    rates, work, pace = plan.rates, plan.work, _pace(plan)
+    return {
+        "rollout": (
+            f"{counted(pace.sequences, 'sequence')} an engine, {1e3 * pace.position_s:.0f} ms a position, bound by what is "
+            f"{pace.bound_by}"
+        ),
+        "refresh": f"{span(rates.refresh_s)} every {counted(work.refresh_every, 'step')}",
+        "checkpoint": f"{span(rates.checkpoint_s)} every {counted(plan.recipe.stages.rl.checkpoint_every, 'step')}",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How an engine decodes halfway through."""
+
+    sequences: int
+    """At once."""
+    position_s: float
+    bound_by: str
+
+
+def _pace(plan: RunPlan) -> _Pace:
     rates, work = plan.rates, plan.work
     batch = min(rates.max_batch(work.prompt_tokens + work.lengths.mean), -(-work.sequences // rates.engines))
-    pace = rates.decode_step_s(batch, work.prompt_tokens + work.lengths.mean / 2, work.latent_share)
-    limit = "read" if batch * rates.row_s < pace - rates.step_s else "computed"
-    return {
-        "rollout": f"{batch} sequences an engine, {1e3 * pace:.0f} ms a position, bound by what is {limit}",
-        "refresh": f"{span(rates.refresh_s)} every {work.refresh_every} steps",
-        "checkpoint": f"{span(rates.checkpoint_s)} every {plan.recipe.stages.rl.checkpoint_every} steps",
-    }
+    position_s = rates.decode_step_s(batch, work.prompt_tokens + work.lengths.mean / 2, work.latent_share)
+    if rates.step_s > position_s / 2:
+        return _Pace(batch, position_s, "around it: collectives, and the program that launches kernels")
+    return _Pace(batch, position_s, "read" if batch * rates.row_s < position_s - rates.step_s else "computed")
 
 
 def _cost(plan: RunPlan) -> Iterator[str]:
@@ -159,7 +197,7 @@ def _cost(plan: RunPlan) -> Iterator[str]:
     price = "" if cost.price is None else f", {amount(cost.price)} at the price given"
     arms = f" for each of {len(rl.arms)} arms" if len(rl.arms) > 1 else ""
     yield (
-        f"run       {rl.steps} steps{arms}: {span(3600 * cost.hours)}, {amount(cost.gpu_hours)} GPU-hours, at most "
+        f"RL        {rl.steps} steps{arms}: {span(3600 * cost.hours)}, {amount(cost.gpu_hours)} GPU-hours, at most "
         f"{amount(cost.energy_kwh)} kWh{price}"
     )
     yield f"          starting takes {plan.rates.start_s + plan.rates.load_s:.0f} s of it; {cost.tokens_per_gpu_s:,.0f} positions a second and GPU"

@@ -43,7 +43,7 @@ def scale_points(
         if scaled.gpus > MOST_GPUS or work.sequences % scaled.train_gpus:
             continue
         rates = step_model(recipe, dims, scaled, machine, work=work)
-        fits = overflow(memory_plan(recipe, dims, scaled, machine), recipe.cluster.gpu_memory_gib) is None
+        fits = overflow(memory_plan(recipe, dims, scaled, machine), recipe) is None
         if rates.cache_positions:
             yield ScalePoint(scaled.gpus, step_time(rates, work, recipe).total, fits)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from lrscale.config.recipe import Recipe
 from lrscale.plan.duration import duration_s
-from lrscale.plan.memory import MemoryPlan
 from lrscale.plan.model_dims import ModelDims
+from lrscale.plan.phases import MemoryPlan
 from lrscale.plan.topology import BatchPlan, Topology, topology
 
 
@@ -135,3 +135,8 @@ def span(seconds: float) -> str:
             value = seconds / (86400 if unit == "days" else size)
             return f"{value:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 step, 2 steps."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

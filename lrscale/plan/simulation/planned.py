@@ -118,9 +118,10 @@ class PlannedRun:
         """With so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
         layout = replace(kind, rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes)
         memory = memory_plan(self.recipe, self.dims, layout, self.machine)
-        over = overflow(memory, self.recipe.cluster.gpu_memory_gib)
+        over = overflow(memory, self.recipe)
         if over is not None:
-            raise ValueError(f"{over.phase.name} takes {over.phase.total:.1f} of {over.limit:g} GiB a GPU")
+            where = "of a host" if over.host else "a GPU"
+            raise ValueError(f"{over.phase.name} takes {over.needed:.1f} of {over.limit:g} GiB {where}")
         return self.scenario(layout)
 
     @property

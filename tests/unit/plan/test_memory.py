@@ -7,6 +7,7 @@ import pytest
 from lrscale.config.hardware import load_machine
 from lrscale.config.load import load_recipe
 from lrscale.config.recipe import Recipe
+from lrscale.launch.planning import plan_of
 from lrscale.plan.fit import overflow, suggestions
 from lrscale.plan.layout import Layout, layout_of
 from lrscale.plan.memory import cache_positions, gather, memory_plan
@@ -107,7 +108,7 @@ def test_what_does_not_fit_is_named_and_what_helps_is_tried(
 ) -> None:
     """Locks out advice that was never worked out: with each suggestion the recipe does fit."""
     recipe, machine = large(nodes, *overrides), load_machine()
-    found = overflow(memory_plan(recipe, LLAMA), 80.0)
+    found = overflow(memory_plan(recipe, LLAMA), recipe)
     assert (found is None) == (not phase)
     if found is None:
         return
@@ -125,7 +126,42 @@ def test_gradients_of_engines_without_deepspeed_are_there_only_while_they_are_ne
     recipe = load_recipe(["qwen3-4b-1gpu"]).recipe
     plan = memory_plan(recipe, KNOWN["Qwen/Qwen3-4B"])
     assert plan.phase("rollout").part("states") == pytest.approx(plan.phase("update").part("states") * 14 / 18)
-    assert overflow(plan, 80.0) is None
+    assert overflow(plan, recipe) is None
+
+
+def test_the_reference_of_a_kl_term_stays_beside_the_policy() -> None:
+    plain, frozen = large(8), large(8, "stages.rl.kl.coefficient=0.05")
+    for name in ("rollout", "log-probs", "update", "publish", "checkpoint"):
+        more = memory_plan(frozen, LLAMA).phase(name).total - memory_plan(plain, LLAMA).phase(name).total
+        assert more == pytest.approx(2 * 72.67e9 / 64 / 2**30, rel=0.02), name
+    assert not memory_plan(frozen, LLAMA).phase("projector SFT").part("reference"), "it is loaded when RL starts"
+
+
+def test_weights_for_engines_lie_in_the_memory_of_their_node() -> None:
+    """Locks out a node that runs out of shared memory while weights are published."""
+    recipe, layout = engines(8)
+    assert memory_plan(recipe, LLAMA, layout).phase("publish").host == pytest.approx(2 * 72.67e9 / 2**30, rel=0.001)
+    small = large(8, "cluster.memory=100G")
+    over = overflow(memory_plan(small, LLAMA, layout), small)
+    assert over is not None and over.host and (over.phase.name, over.limit) == ("publish", 100.0)
+
+
+def test_a_frozen_base_that_runs_several_times_stays_gathered() -> None:
+    """DeepSpeed releases it when the backward pass is through: all of it where layers are not checkpointed."""
+    whole = 2 * 72.67e9 / 2**30
+    assert memory_plan(large(8, OFF), LLAMA).phase("projector SFT").part("live") == pytest.approx(whole, rel=0.001)
+    assert memory_plan(large(8), LLAMA).phase("projector SFT").part("live") < whole / 10
+
+
+def test_what_a_deepspeed_file_offloads_is_offloaded() -> None:
+    """Locks out a plan that reads the recipe alone: a file may offload by itself."""
+    machine = load_machine()
+    by_file = plan_of(load_recipe(["llama3-70b-8n8g"], ["parallel.ds_config=zero3_offload"]), machine)
+    by_recipe = plan_of(
+        load_recipe(["llama3-70b-8n8g"], ["parallel.offload_optimizer=true", "parallel.offload_parameters=true"]),
+        machine,
+    )
+    assert by_file.memory.states == by_recipe.memory.states < 0.1
 
 
 def test_shared_prompts_take_another_gradient_where_they_are_shared() -> None:

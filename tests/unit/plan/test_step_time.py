@@ -136,7 +136,8 @@ def test_lengths_keep_their_mean_in_spite_of_the_limit(mean: float, spread: floa
     ("options", "said"),
     [
         ({"tensor_parallel": 3}, "does not divide the 64 GPUs"),
-        ({"rollout_nodes": 3, "tensor_parallel": 3}, "attention heads, 64"),
+        ({"rollout_nodes": 3, "tensor_parallel": 3}, "the 8 GPUs of a node"),
+        ({"rollout_nodes": 2, "tensor_parallel": 16}, "the 8 GPUs of a node"),
         ({"one_step_off": True}, "needs nodes that only generate"),
         ({"engine": "local"}, "need another engine"),
         ({"tensor_parallel": 0}, "at least 1"),
