@@ -15,10 +15,12 @@ not published and assumed: prompts of 150 tokens (OpenMathInstruct-2), and the p
   base model that does not stop runs into the limit of 4,096 instead, which `--spread 0.75` comes to (the second
   row). Decoding is bound by reading weights: no batch makes the last sequence faster.
 - Training. NeMo's Megatron backend packs sequences and holds weights by tensor and pipeline parallelism; DTensor pads
-  every sequence to the longest of its micro-batch and recomputes. lrscale packs by tokens, recomputes, and gathers
-  weights over the fabric (ZeRO-3), so it is planned near the faster of the two.
-- Log-probs. Two forwards at prefill's efficiency; NeMo's are padded as its training is, and move the reference model in
-  and out of host memory.
+  every sequence to the longest of its micro-batch and recomputes. lrscale sorts rows by length before it pads, but all
+  ranks wait for the dearest micro-batch of a round, and with eight rows a rank and optimizer step there is little to
+  sort: 1.75 times the positions. It recomputes, and gathers weights over the fabric (ZeRO-3). It is planned between
+  the two, nearer to the faster one, which has no gathers of weights to wait for.
+- Log-probs. Two forwards at prefill's efficiency, padded in the same way; NeMo also moves the reference model in and
+  out of host memory.
 - Refit. The plan's two constants were fitted to this very table (hardware.yaml, publish_gb_s), so agreement there
   shows nothing. Without them the step would be 14 s shorter: it is the rest that is tested.
 

@@ -23,6 +23,8 @@ class Gpu(Section):
     name: str
     bf16_tflops: PositiveFloat
     """Peak of dense bf16 products, in 1e12 floating point operations a second."""
+    fp32_tflops: PositiveFloat
+    """Of float32 products without TF32, which torch does not use by itself."""
     memory_gib: PositiveFloat
     memory_tb_s: PositiveFloat
     """Bandwidth of its memory, in 1e12 bytes a second."""
@@ -75,6 +77,8 @@ class Overheads(Section):
     all_reduce_us: Overhead
     eager_layer_us: Overhead
     collective_us: Overhead
+    hop_us: Overhead
+    node_hop_us: Overhead
     fragmentation_gib: Overhead
     engine_gib: Overhead
     engine_memory_share: Overhead
@@ -97,7 +101,6 @@ class SequenceConstants(Section):
     length_spread: Overhead
     latent_share: Efficiency
     positive_share: Efficiency
-    markers_a_trace: Overhead
     scoring_s: Overhead
 
 

@@ -21,7 +21,7 @@ from lrscale.launch.attempts import JOBS, submitted_jobs, unfit_nodes
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.job import dims_of, job_files
 from lrscale.launch.job_env import job_env
-from lrscale.plan.memory import gather, whole_copy_gib
+from lrscale.plan.gathering import gather, whole_copy_gib
 from lrscale.plan.topology import collective_timeout_s, topology
 
 

@@ -1,12 +1,11 @@
 """Seconds of collectives over the links of a node and the fabric between nodes.
 
-The alpha-beta model of Thakur, Rabenseifner and Gropp (Int. J. of High Performance Computing Applications 19(1), 2005):
-a start-up that grows with the logarithm of the ranks, and bytes over the bandwidth of what is slowest.
+The alpha-beta model of Thakur, Rabenseifner and Gropp (Int. J. of High Performance Computing Applications 19(1), 2005)
+for rings, as NCCL tunes them (src/graph/tuning.cc): a start-up that grows with the ranks, and bytes over the bandwidth of
+what is slowest.
 """
 
 from __future__ import annotations
-
-import math
 
 from lrscale.config.hardware import Machine
 
@@ -24,7 +23,7 @@ def gather_s(machine: Machine, size: float, *, nodes: int, gpus_per_node: int, m
     within_s = size * (gpus_per_node - 1) / gpus_per_node / (machine.gpu.link_gb_s * 1e9 * efficiencies.link.value)
     adapters = machine.fabric.adapters or gpus_per_node
     between_s = size * (nodes - 1) / nodes / (machine.fabric.gb_s * 1e9 * adapters * efficiencies.fabric.value)
-    return max(within_s, between_s) + messages * start_up_s(machine, ranks)
+    return max(within_s, between_s) + messages * start_up_s(machine, nodes, gpus_per_node)
 
 
 def all_reduce_s(machine: Machine, size: float, gpus: int) -> float:
@@ -37,6 +36,8 @@ def all_reduce_s(machine: Machine, size: float, gpus: int) -> float:
     )
 
 
-def start_up_s(machine: Machine, ranks: int) -> float:
-    """Of one collective."""
-    return machine.overheads.collective_us.value * 1e-6 * math.ceil(math.log2(max(2, ranks)))
+def start_up_s(machine: Machine, nodes: int, gpus_per_node: int) -> float:
+    """Of one collective: a ring passes every GPU of a node, and every node."""
+    overheads = machine.overheads
+    within = nodes * (gpus_per_node - 1) * overheads.hop_us.value
+    return 1e-6 * (overheads.collective_us.value + within + (nodes - 1) * overheads.node_hop_us.value)

@@ -12,6 +12,7 @@ from lrscale.config.hardware import Machine, load_machine
 from lrscale.config.optimisation import SEEN_BUDGETS
 from lrscale.config.recipe import Recipe
 from lrscale.plan.activations import forward_bytes, input_bytes, kept_bytes, passing_bytes, recomputed_bytes
+from lrscale.plan.gathering import gather
 from lrscale.plan.layout import Layout, layout_of
 from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.phases import MemoryPlan, Phase
@@ -25,6 +26,7 @@ from lrscale.plan.states import (
     zero_settings,
 )
 from lrscale.plan.topology import longest_sequence
+from lrscale.plan.workload import markers_of_a_trace
 
 _GATHER_BUCKET = 256 * 2**20
 """`lrscale.parallel.zero3.GATHER_BYTES`: whole parameters side by side on their way to an engine."""
@@ -50,19 +52,6 @@ def memory_plan(
         zero or zero_settings(dims.hidden),
     )
     return MemoryPlan(tuple(needs.phases()), _gib(needs.kept.states), _gib(needs.kept_for_backward + needs.recomputing))
-
-
-def whole_copy_gib(recipe: Recipe, dims: ModelDims) -> float:
-    """The weights of policy and projector in one piece."""
-    return _gib(weight_elements(recipe, dims) * ELEMENT_BYTES[recipe.model.dtype])
-
-
-def gather(recipe: Recipe, dims: ModelDims) -> str:
-    """`parallel.gather` with `auto` decided as the ranks would."""
-    parallel = recipe.parallel
-    if parallel.gather != "auto":
-        return parallel.gather
-    return "whole" if whole_copy_gib(recipe, dims) <= parallel.whole_gather_gib else "per_layer"
 
 
 def cache_positions(recipe: Recipe, dims: ModelDims, layout: Layout, machine: Machine) -> int:
@@ -184,13 +173,18 @@ class _Needs:
         return self.tokens * (full + passing_bytes(self.dims, self.element))
 
     @property
+    def markers(self) -> int:
+        """Of the longest trace."""
+        return round(markers_of_a_trace(self.recipe, self.machine, self.recipe.rollout.max_new_tokens))
+
+    @property
     def expanded(self) -> int:
         """Activations of `lrscale.latent.expand` with gradients: keys and values of all positions, in pieces, and what
         the text behind a row's first latent keeps; nothing before it depends on the projector.
 
         With checkpointing each layer keeps its input there, and one layer of one stretch of text is recomputed at once.
         """
-        dims, markers = self.dims, round(self.machine.sequences.markers_a_trace.value)
+        dims, markers = self.dims, self.markers
         longest = longest_sequence(self.recipe)
         rows = max(1, self.tokens // longest)
         behind = rows * self.recipe.rollout.max_new_tokens

@@ -14,7 +14,8 @@ from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.phases import MemoryPlan
 from lrscale.plan.states import ZeroSettings
 from lrscale.plan.step_cost import RunCost, StepTime, run_cost, step_time
-from lrscale.plan.step_time import StepModel, step_model
+from lrscale.plan.step_rates import StepModel
+from lrscale.plan.step_time import step_model
 from lrscale.plan.workload import Workload
 
 

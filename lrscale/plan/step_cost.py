@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lrscale.config.hardware import Machine
 from lrscale.config.recipe import Recipe
 from lrscale.plan.layout import Layout
-from lrscale.plan.step_time import StepModel
+from lrscale.plan.step_rates import StepModel
 from lrscale.plan.workload import Workload
 
 

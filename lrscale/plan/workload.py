@@ -88,7 +88,8 @@ def workload(  # noqa: PLR0913 - what is known of sequences
 ) -> Workload:
     """The RL step of a recipe. None takes what the machine's constants assume (None: the shipped ones)."""
     rl, limit = recipe.stages.rl, recipe.rollout.max_new_tokens
-    assumed = (machine or load_machine()).sequences
+    machine = machine or load_machine()
+    assumed = machine.sequences
     longest = longest_prompt(recipe)
     usual = assumed.prompt_share.value * longest if longest else assumed.prompt_tokens.value
     mean = assumed.completion_share.value * limit if mean_new_tokens is None else mean_new_tokens
@@ -104,16 +105,23 @@ def workload(  # noqa: PLR0913 - what is known of sequences
         prompt_tokens=usual if prompt_tokens is None else prompt_tokens,
         lengths=Lengths(mean, limit, assumed.length_spread.value if spread is None else spread),
         latent_share=share,
-        logprob_passes=(rl.importance.old_logprobs == "recomputed") + (rl.kl.coefficient > 0) + recomputed_latents,
+        # expand gives the log-probs of the latents that it recomputes
+        logprob_passes=(rl.importance.old_logprobs == "recomputed" or recomputed_latents) + (rl.kl.coefficient > 0),
         passes=rl.passes,
         minibatches=rl.minibatches,
         micro_batch_tokens=recipe.optimisation.micro_batch_tokens,
         share_prompts=recipe.shares_prompts,
         refresh_every=every,
         refresh_rows=round(traces * len(recipe.stages.traces.replace_ratios)),
-        refresh_latents=round(assumed.markers_a_trace.value * recipe.stages.traces.max_steps),
+        refresh_latents=round(markers_of_a_trace(recipe, machine, mean * (1 - share)) * recipe.stages.traces.max_steps),
         scoring_s=(0.0 if by_rule else assumed.scoring_s.value) if scoring_s is None else scoring_s,
     )
+
+
+def markers_of_a_trace(recipe: Recipe, machine: Machine, tokens: float) -> float:
+    """Sentences of so many tokens that a marker replaces: the mean of the recipe's ratios (LiteReason's s_r)."""
+    ratios = recipe.stages.traces.replace_ratios
+    return max(1.0, tokens / machine.runs.sentence_tokens.value * sum(ratios) / len(ratios))
 
 
 def _steps_of_a_pass(recipe: Recipe) -> int:

@@ -15,7 +15,8 @@ from lrscale.plan.memory import memory_plan
 from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.simulation.lengths import AssumedLengths, InLatents, InWords, LatentForm, LengthSource
 from lrscale.plan.simulation.scenario import Costs, Failures, LognormalLatency, Scenario, Scoring
-from lrscale.plan.step_time import StepModel, step_model
+from lrscale.plan.step_rates import StepModel
+from lrscale.plan.step_time import step_model
 from lrscale.plan.workload import Workload
 
 _ENGINE_GPUS = (1, 2, 4, 8)
@@ -151,7 +152,6 @@ def costs_of(model: StepModel, work: Workload) -> Costs:
     latents = work.latent_share
     return Costs(
         prefill_tokens_per_s=model.prefill_positions_per_s,
-        shared_prefill=model.shared_prefill,
         decode_s=lambda rows, context: model.decode_step_s(rows, context, latents),
         max_rows=_rows(model, work),
         logprob_s_per_token=work.logprob_passes * model.logprob_s,

@@ -9,8 +9,9 @@ from lrscale.config.load import load_recipe
 from lrscale.config.recipe import Recipe
 from lrscale.launch.planning import plan_of
 from lrscale.plan.fit import overflow, suggestions
+from lrscale.plan.gathering import gather
 from lrscale.plan.layout import Layout, layout_of
-from lrscale.plan.memory import cache_positions, gather, memory_plan
+from lrscale.plan.memory import cache_positions, memory_plan
 from lrscale.plan.model_dims import known_dims
 from lrscale.plan.topology import collective_timeout_s
 
