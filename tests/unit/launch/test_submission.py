@@ -18,6 +18,7 @@ from lrscale.launch.job import dims_of
 from lrscale.launch.job_env import job_env
 from lrscale.launch.slurm import Partition
 from lrscale.plan.memory import memory_plan
+from lrscale.plan.summary import count, plan_lines
 
 HOSTILE = Path("/tmp/a'; touch x\n b%j $(id)")
 TINY = ["parallel.kind=zero3", "parallel.ranks_per_node=2"]
@@ -53,6 +54,15 @@ def test_roles_share_the_job_or_are_components_of_it() -> None:
     assert "--nodes=10" in line(roles) and ":" not in line(roles)
     parts = line(roles, "cluster.split.heterogeneous=true")
     assert "--nodes=8" in parts[: parts.index(":")] and "--nodes=2" in parts[parts.index(":") :]
+
+
+def test_launch_and_plan_count_the_same_projector() -> None:
+    """Locks out the gain of the kinds with norms left out of one of them."""
+    recipe = load_recipe((), ["projector.kind=normalised"]).recipe
+    dims = dims_of("builtin:tiny")
+    assert dims is not None
+    lines = "\n".join(plan_lines(recipe, dims, None, None))
+    assert f"{count(dims.projector_parameters(recipe.projector.layers, 'normalised'))} of the projector" in lines
 
 
 def test_hostile_names_stay_one_word(tmp_path: Path) -> None:
