@@ -10,7 +10,7 @@ from lrscale.config.hardware import Machine
 from lrscale.config.load import LoadedRecipe
 from lrscale.config.recipe import Recipe
 from lrscale.launch.finished_run import MeasuredRun
-from lrscale.launch.job import ds_config, require_dims
+from lrscale.launch.job import ds_config, require_dims, require_positions
 from lrscale.launch.on_slurm import batch_of
 from lrscale.plan.layout import EngineKind, LayoutError, layout_of
 from lrscale.plan.run_plan import RunPlan, plan_run
@@ -47,13 +47,15 @@ def plan_of(  # noqa: PLR0913 - options of the command line
         price: Of a GPU-hour.
 
     Raises:
-        RecipeError: the model's dimensions are not known, or batch, lengths or layout are impossible.
+        RecipeError: the model's dimensions are not known or its positions too few, or batch, lengths or layout are
+            impossible.
         LaunchError: the measured run had none of the recipe's arms (7).
     """
     recipe = loaded.recipe
     known: dict[str, Any] = dict(lengths or {})
     _require_lengths(recipe, known)
     dims = require_dims(loaded)
+    require_positions(loaded, dims)
     batch_of(loaded)
     zero = zero_settings(dims.hidden, ds_config(loaded)) if recipe.parallel.kind == "zero3" else None
     layout = layout_of(
