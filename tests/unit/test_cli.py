@@ -114,6 +114,9 @@ def test_a_plan_is_numbers_on_stdout_and_says_what_it_assumes(tmp_path: Path) ->
     assert (split["layout"]["tensor_parallel"], split["layout"]["rollout_nodes"], split["fits"]) == (4, 2, True)
     shown = lrscale("plan", "tiny-cpu", "--prompt-tokens", "200", cwd=tmp_path)
     assert "fits: " in shown.stdout and "--prompt-tokens" not in shown.stderr and "runs on CPUs" in shown.stderr
+    mixture = lrscale("plan", "qwen3-4b-1gpu", "--set", "model.path=Qwen/Qwen3-30B-A3B", "--json", cwd=tmp_path)
+    assert mixture.returncode == 0 and "no projector can be cloned from" in mixture.stderr
+    assert "mixture" not in done.stderr
 
 
 def test_a_run_is_simulated_with_the_lengths_of_one_that_went_before(tmp_path: Path) -> None:
