@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import random
+import reprlib
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +20,10 @@ from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.launch.rundir import write_whole
 from lrscale.plan.accelerate import accelerate_yaml
 from lrscale.plan.deepspeed import as_offloaded, resolve
-from lrscale.plan.model_dims import ModelConfigError, ModelDims, dims_of_config, known_dims, read_dims
+from lrscale.plan.model_config import ModelConfigError
+from lrscale.plan.model_dims import ModelDims, dims_of_config, known_dims, read_dims
 from lrscale.plan.states import ZeroSettings, zero_settings
+from lrscale.plan.topology import longest_prompt, longest_sequence
 
 _BUILTINS = {"builtin:tiny": "tasks/assets/tiny_base"}
 _PORTS = range(20_000, 30_000)
@@ -146,35 +149,57 @@ def require_dims(loaded: LoadedRecipe) -> ModelDims:
     """A model's dimensions, for a plan that is nothing without them.
 
     Raises:
-        RecipeError: neither shipped nor in a config.json on this machine, or that lacks keys (each is named).
+        RecipeError: neither shipped nor in a config.json on this machine, or that is broken (every key is named).
     """
     model, key = loaded.recipe.model.path, "model.path"
     known = known_dims()
     if model in known:
         return known[model]
-    config = _config(model)
-    if not config:
+    path = _config_json(model)
+    if path is None or not path.exists():
         near = difflib.get_close_matches(model, known, n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         message = f"{model}: no config.json of it is on this machine, and its dimensions do not come with lrscale"
         help_ = f"{hint}give a folder with its config.json; the weights are not needed"
         raise RecipeError([_found(loaded, key, message, help_)])
     try:
-        return read_dims(config)
+        return read_dims(_keys(path))
     except ModelConfigError as error:
-        raise RecipeError(
-            [_found(loaded, key, f"{model}: {error}", "complete the file, or take it from the hub")]
-        ) from error
+        help_ = "mend the file, or take it from the hub"
+        raise RecipeError([_found(loaded, key, f"{path}: {error}", help_)]) from error
+
+
+def require_positions(loaded: LoadedRecipe, dims: ModelDims) -> None:
+    """Raises RecipeError where a sequence may outgrow the model: the ranks would refuse the first that does."""
+    recipe, limit = loaded.recipe, dims.positions
+    longest, prompt, new = longest_sequence(recipe), longest_prompt(recipe), recipe.rollout.max_new_tokens
+    if limit is None or longest <= limit:
+        return
+    key = "task.max_prompt_tokens" if prompt else "rollout.max_new_tokens"
+    sum_ = f"task.max_prompt_tokens {prompt} + rollout.max_new_tokens {new}" if prompt else f"{key} {new}"
+    message = f"a sequence may take {longest} positions ({sum_}), {recipe.model.path} has {limit}"
+    fitting = f"--set {key}={limit - new}, or " if prompt and limit > new else ""
+    raise RecipeError([_found(loaded, key, message, f"{fitting}lower rollout.max_new_tokens")])
 
 
 def _config(model: str) -> dict[str, Any]:
     """A model's config.json, empty where it is not on this machine or not to be read: the ranks say what is wrong."""
     path = _config_json(model)
     try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-    except (OSError, ValueError):
+        return _keys(path) if path is not None else {}
+    except ModelConfigError:
         return {}
-    return config if isinstance(config, dict) else {}
+
+
+def _keys(path: Path) -> dict[str, Any]:
+    """What a config.json holds; ModelConfigError where that is nothing."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelConfigError(f"it cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict) or not config:
+        raise ModelConfigError(f"it holds {reprlib.repr(config)} in place of the keys of a model")
+    return config
 
 
 def _config_json(model: str) -> Path | None:

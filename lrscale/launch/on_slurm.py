@@ -12,7 +12,7 @@ from lrscale.config.load import LoadedRecipe
 from lrscale.launch import slurm
 from lrscale.launch.cluster_fit import require_fit, require_sound
 from lrscale.launch.errors import LaunchError
-from lrscale.launch.job import dims_of, planned_recipe, warnings_of, write_job_files
+from lrscale.launch.job import dims_of, planned_recipe, require_positions, warnings_of, write_job_files
 from lrscale.launch.rundir import RunDir, create_run
 from lrscale.launch.submission import (
     require_no_job,
@@ -54,7 +54,7 @@ def plan(
         in_job: A job that somebody submitted by hand asks: it runs, so the cluster's limits do not matter any more.
 
     Raises:
-        RecipeError: it is beyond the cluster's limits, or does not divide over its ranks.
+        RecipeError: it is beyond the limits of the model or the cluster, or does not divide over its ranks.
         LaunchError: a secret is missing (4), SLURM is not here (5) or does not answer (75).
     """
     loaded = settled(loaded)
@@ -65,6 +65,8 @@ def plan(
         memory = memory_plan(counted, dims, zero=zero)
     require_sound(loaded, memory)
     if not in_job:
+        if dims is not None:
+            require_positions(loaded, dims)
         _check_cluster(loaded, memory, dry=dry, say=say)
     batch = batch_of(loaded)
     if in_job or not dry:

@@ -10,7 +10,7 @@ from lrscale.config.hardware import Machine
 from lrscale.config.load import LoadedRecipe
 from lrscale.config.recipe import Recipe
 from lrscale.launch.finished_run import MeasuredRun
-from lrscale.launch.job import planned_recipe, require_dims
+from lrscale.launch.job import planned_recipe, require_dims, require_positions
 from lrscale.launch.on_slurm import batch_of
 from lrscale.plan.layout import EngineKind, LayoutError, layout_of
 from lrscale.plan.run_plan import RunPlan, plan_run
@@ -46,12 +46,14 @@ def plan_of(  # noqa: PLR0913 - options of the command line
         price: Of a GPU-hour.
 
     Raises:
-        RecipeError: the model's dimensions are not known, or batch, lengths or layout are impossible.
+        RecipeError: the model's dimensions are not known or its positions too few, or batch, lengths or layout are
+            impossible.
         LaunchError: the measured run had none of the recipe's arms (7).
     """
     known: dict[str, Any] = dict(lengths or {})
     _require_lengths(loaded.recipe, known)
     dims = require_dims(loaded)
+    require_positions(loaded, dims)
     batch_of(loaded)
     recipe, zero = planned_recipe(loaded, dims)
     if "gpu_memory_gib" not in recipe.cluster.model_fields_set:

@@ -8,6 +8,15 @@ from functools import cache
 from typing import Any
 
 from lrscale.config.shipped import shipped_models
+from lrscale.plan.model_config import (
+    DecoderKeys,
+    Gpt2Keys,
+    MixtralKeys,
+    ModelConfigError,
+    Qwen2MoeKeys,
+    QwenMoeKeys,
+    read_keys,
+)
 
 _BIASED_QKV = ("qwen2", "qwen2_moe")
 """Biases of queries, keys and values that no key of the config switches off."""
@@ -17,10 +26,12 @@ _TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3", "gemma3_text", "gpt2")
 _COUNTED = ("llama", "mistral", "mixtral", "gemma", "gpt2", *_BIASED_QKV, *_HEAD_NORMS, *_FOUR_NORMS)
 _FOREIGN = ("kv_lora_rank", "n_routed_experts", "ssm_cfg", "linear_num_key_heads", "d_state", "attn_layer_indices")
 """Keys of blocks that are not counted here: latent attention, state spaces, linear attention."""
-
-
-class ModelConfigError(ValueError):
-    """A config.json that does not say how large the model is."""
+_MIXTURES: Mapping[str, type[DecoderKeys]] = {
+    "mixtral": MixtralKeys,
+    "qwen2_moe": Qwen2MoeKeys,
+    "qwen3_moe": QwenMoeKeys,
+}
+"""In which kinds experts are counted; any other kind with a key about experts has them placed or joined otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,8 @@ class ModelDims:
     experts: Experts | None = None
     learned_positions: int = 0
     """GPT-2: rows of the position embedding, which also stands for layer norms with bias and an MLP without gate."""
+    positions: int | None = None
+    """That a sequence may have, however rotary embeddings are scaled; None where the config does not say."""
     exact: bool = True
     """Whether parameters are counted as this model has them, and not as if it were a Llama."""
 
@@ -73,12 +86,17 @@ class ModelDims:
     def layer_kinds(self) -> tuple[tuple[int, int], ...]:
         """A layer of each kind that there is (with an MLP, with experts), and how many there are of it."""
         dense = self.experts.dense_layers if self.experts is not None else ()
-        with_experts = [layer for layer in range(self.layers) if layer not in dense]
+        with_experts = sorted(set(range(self.layers)).difference(dense))
         kinds = (
             (with_experts[0], len(with_experts)) if with_experts else None,
             (dense[0], len(dense)) if dense else None,
         )
         return tuple(kind for kind in kinds if kind is not None)
+
+    @property
+    def ends_in_mixture(self) -> bool:
+        """Whether experts take the place of the last MLP, so that the runtime has none to clone a projector from."""
+        return self.experts is not None and self.layers - 1 not in self.experts.dense_layers
 
     @property
     def attention_matrices(self) -> int:
@@ -162,89 +180,97 @@ def read_dims(config: Mapping[str, Any]) -> ModelDims:
     """The dimensions that a config.json of transformers tells.
 
     Raises:
-        ModelConfigError: naming every key that it lacks, or a kind of block that is not counted.
+        ModelConfigError: naming every key that it lacks or that holds what it may not, or a kind of block that is not
+            counted.
     """
     inner = config.get("text_config", config)
     config = inner if isinstance(inner, Mapping) else config
     kind = str(config.get("model_type", "llama"))
-    foreign = [key for key in _FOREIGN if config.get(key)]
+    foreign = [key for key, value in config.items() if value and _is_foreign(key, kind)]
     if foreign:
         raise ModelConfigError(
             f"model_type {kind} has {foreign[0]}, a kind of block that the plan does not count; "
             "it knows Llama, Qwen2, Qwen3, Mistral, Mixtral, Gemma and GPT-2"
         )
-    return _gpt2(config) if kind == "gpt2" else _llama_like(config, kind)
+    if kind == "gpt2":
+        return _gpt2(read_keys(Gpt2Keys, config))
+    return _llama_like(read_keys(_MIXTURES.get(kind, DecoderKeys), config), kind)
 
 
-def _llama_like(config: Mapping[str, Any], kind: str) -> ModelDims:
-    hidden, layers, heads, intermediate, vocabulary = _numbers(
-        config, ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    )
-    kv_heads = config.get("num_key_value_heads") or heads
+def _is_foreign(key: str, kind: str) -> bool:
+    return key in _FOREIGN or ("expert" in key and kind not in _MIXTURES)
+
+
+def _llama_like(keys: DecoderKeys, kind: str) -> ModelDims:
+    hidden, heads, kv_heads = keys.hidden_size, keys.num_attention_heads, keys.num_key_value_heads
+    if kv_heads is None:
+        kv_heads = heads
     if heads % kv_heads:
         raise ModelConfigError(
             f"num_attention_heads is {heads}, no multiple of num_key_value_heads, which is {kv_heads}"
         )
-    if not config.get("head_dim") and hidden % heads:
+    if keys.head_dim is None and hidden % heads:
         raise ModelConfigError(
             f"hidden_size is {hidden}, no multiple of num_attention_heads, which is {heads}, and there is no head_dim"
         )
-    biased = bool(config.get("attention_bias"))
-    biases = {"qkv": biased or kind in _BIASED_QKV, "o": biased, "mlp": bool(config.get("mlp_bias"))}
+    biases = {"qkv": keys.attention_bias or kind in _BIASED_QKV, "o": keys.attention_bias, "mlp": keys.mlp_bias}
     return ModelDims(
         hidden=hidden,
-        layers=layers,
+        layers=keys.num_hidden_layers,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        intermediate=intermediate,
-        vocabulary=vocabulary,
-        tied=bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT)),
+        head_dim=keys.head_dim or hidden // heads,
+        intermediate=keys.intermediate_size,
+        vocabulary=keys.vocab_size,
+        tied=kind in _TIED_BY_DEFAULT if keys.tie_word_embeddings is None else keys.tie_word_embeddings,
         head_norms=kind in _HEAD_NORMS,
         biases=tuple(name for name, there in biases.items() if there),
         norms=4 if kind in _FOUR_NORMS else 2,
         wide_norms=kind.startswith("gemma"),
-        experts=_experts(config, kind, layers, intermediate),
+        experts=_experts(keys),
+        positions=keys.max_position_embeddings,
         exact=kind in _COUNTED,
     )
 
 
-def _experts(config: Mapping[str, Any], kind: str, layers: int, intermediate: int) -> Experts | None:
-    if kind == "mixtral":
-        count, active = _numbers(config, ("num_local_experts", "num_experts_per_tok"))
-        return Experts(count, active, intermediate)
-    if not kind.endswith("_moe"):
+def _experts(keys: DecoderKeys) -> Experts | None:
+    if isinstance(keys, MixtralKeys):
+        experts = Experts(keys.num_local_experts, keys.num_experts_per_tok, keys.intermediate_size)
+    elif isinstance(keys, QwenMoeKeys):
+        experts = Experts(
+            keys.num_experts,
+            keys.num_experts_per_tok,
+            keys.moe_intermediate_size,
+            keys.shared_expert_intermediate_size if isinstance(keys, Qwen2MoeKeys) else 0,
+            tuple(
+                layer
+                for layer in range(keys.num_hidden_layers)
+                if layer in keys.mlp_only_layers or (layer + 1) % keys.decoder_sparse_step
+            ),
+        )
+    else:
         return None
-    if "num_local_experts" in config:  # so transformers 5 saves it for some kinds
-        config = {"num_experts": config["num_local_experts"], **config}
-    count, active, width = _numbers(config, ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
-    shared = _numbers(config, ("shared_expert_intermediate_size",))[0] if kind == "qwen2_moe" else 0
-    step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
-    return Experts(count, active, width, shared, tuple(i for i in range(layers) if i in dense or (i + 1) % step))
+    if experts.active > experts.count:
+        raise ModelConfigError(
+            f"num_experts_per_tok is {experts.active}, more than the {experts.count} experts that there are"
+        )
+    return experts
 
 
-def _gpt2(config: Mapping[str, Any]) -> ModelDims:
-    hidden, layers, heads, positions, vocabulary = _numbers(
-        config, ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")
-    )
+def _gpt2(keys: Gpt2Keys) -> ModelDims:
+    hidden, heads = keys.n_embd, keys.n_head
+    if hidden % heads:
+        raise ModelConfigError(f"n_embd is {hidden}, no multiple of n_head, which is {heads}")
     return ModelDims(
         hidden=hidden,
-        layers=layers,
+        layers=keys.n_layer,
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        intermediate=config.get("n_inner") or 4 * hidden,
-        vocabulary=vocabulary,
-        tied=bool(config.get("tie_word_embeddings", True)),
+        intermediate=keys.n_inner or 4 * hidden,
+        vocabulary=keys.vocab_size,
+        tied=keys.tie_word_embeddings,
         biases=("qkv", "o", "mlp"),
-        learned_positions=positions,
+        learned_positions=keys.n_positions,
+        positions=keys.n_positions,
     )
-
-
-def _numbers(config: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
-    """Values of keys that have to be there. Raises ModelConfigError naming all that are not."""
-    bad = [name for name in names if not isinstance(config.get(name), int) or config[name] < 1]
-    if bad:
-        given = ", ".join(f"{name} is {config[name]!r}" if name in config else f"{name} is missing" for name in bad)
-        raise ModelConfigError(f"config.json: {given}; the plan needs {', '.join(names)}, each a whole number above 0")
-    return [int(config[name]) for name in names]

@@ -41,6 +41,11 @@ def assumptions(plan: RunPlan, given: Collection[str]) -> Iterator[str]:
         yield f"the recipe runs on CPUs; planned as if each of its ranks had a GPU of its own ({plan.machine.gpu.name})"
     if not plan.dims.exact:
         yield "the model's kind is not among those that are counted exactly: counted as if it were a Llama"
+    if plan.dims.ends_in_mixture:
+        yield (
+            "the last MLP is a mixture of experts, which no projector can be cloned from: planned with one of the dense "
+            "width, but the runtime would refuse to train it"
+        )
 
 
 def run_values(plan: RunPlan) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def gpu_hours(recipe: Recipe) -> float | None:
 def _size(recipe: Recipe, dims: ModelDims | None) -> str:
     if dims is None:
         return " (not on this machine: memory cannot be planned)"
-    projector = dims.projector_parameters(recipe.projector.layers)
+    projector = dims.projector_parameters(recipe.projector.layers, recipe.projector.kind)
     return f", {count(dims.parameters)} parameters and {count(projector)} of the projector"
 
 

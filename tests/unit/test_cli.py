@@ -58,6 +58,14 @@ def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["plan", "llama3-70b-8n8g", "--engine", "vllm", "--tensor-parallel", "5"], 3, "the 64 GPUs that generate"),
         (["plan", "--set", "model.path=meta-llama/Llama-3.1-70"], 3, "did you mean meta-llama/Llama-3.1-70B"),
         (["plan", "--set", "model.path=lacking"], 3, "num_hidden_layers is missing"),
+        (["plan", "--set", "model.path=broken"], 3, "broken/config.json: it cannot be read as JSON: Expecting value"),
+        (["plan", "--set", "model.path=blank"], 3, "blank/config.json: it holds {} in place of the keys of a model"),
+        (["plan", "--set", "model.path=runs"], 3, "runs: no config.json of it is on this machine"),
+        (
+            ["plan", "--set", "rollout.max_new_tokens=600"],
+            3,
+            "600 positions (rollout.max_new_tokens 600), builtin:tiny has 512",
+        ),
         (["plan", "--steps", "5", "--seeds", "2"], 2, "--steps, --seeds: read by the simulation alone"),
         (["plan", "--mean-new-tokens", "5000"], 3, "above rollout.max_new_tokens, which is"),
         (["plan", "--lengths-from", "runs", "--spread", "1"], 2, "both say how long"),
@@ -70,8 +78,9 @@ def test_wrong_inputs_are_answered(tmp_path: Path, arguments: list[str], code: i
     """Locks out tracebacks, prose on stdout and exit code 1 for everything."""
     (tmp_path / "bad.yaml").write_text("# a comment\nsed: 3\n")
     (tmp_path / "runs").mkdir()
-    (tmp_path / "lacking").mkdir()
-    (tmp_path / "lacking" / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    for name, text in {"lacking": '{"model_type": "llama", "hidden_size": 64}', "broken": "", "blank": "{}"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
     done = lrscale(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert said in done.stderr and done.stdout == ""
@@ -105,6 +114,9 @@ def test_a_plan_is_numbers_on_stdout_and_says_what_it_assumes(tmp_path: Path) ->
     assert (split["layout"]["tensor_parallel"], split["layout"]["rollout_nodes"], split["fits"]) == (4, 2, True)
     shown = lrscale("plan", "tiny-cpu", "--prompt-tokens", "200", cwd=tmp_path)
     assert "fits: " in shown.stdout and "--prompt-tokens" not in shown.stderr and "runs on CPUs" in shown.stderr
+    mixture = lrscale("plan", "qwen3-4b-1gpu", "--set", "model.path=Qwen/Qwen3-30B-A3B", "--json", cwd=tmp_path)
+    assert mixture.returncode == 0 and "no projector can be cloned from" in mixture.stderr
+    assert "mixture" not in done.stderr
 
 
 def test_a_run_is_simulated_with_the_lengths_of_one_that_went_before(tmp_path: Path) -> None:

@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 
 from lrscale.config.errors import RecipeError
+from lrscale.config.hardware import load_machine
 from lrscale.config.load import LoadedRecipe, load_recipe
 from lrscale.launch import on_slurm, submission
 from lrscale.launch.cluster_fit import require_fit, require_sound
 from lrscale.launch.errors import LaunchError
 from lrscale.launch.job import dims_of
 from lrscale.launch.job_env import job_env
+from lrscale.launch.planning import plan_of
 from lrscale.launch.slurm import Partition
 from lrscale.plan.memory import memory_plan
+from lrscale.plan.summary import count, plan_lines
 
 HOSTILE = Path("/tmp/a'; touch x\n b%j $(id)")
 TINY = ["parallel.kind=zero3", "parallel.ranks_per_node=2"]
@@ -53,6 +56,32 @@ def test_roles_share_the_job_or_are_components_of_it() -> None:
     assert "--nodes=10" in line(roles) and ":" not in line(roles)
     parts = line(roles, "cluster.split.heterogeneous=true")
     assert "--nodes=8" in parts[: parts.index(":")] and "--nodes=2" in parts[parts.index(":") :]
+
+
+def test_sequences_longer_than_the_model_are_refused_by_plan_and_launch_alike(tmp_path: Path) -> None:
+    """Locks out a plan of a run that the ranks refuse, and a launch that knows better. Restarts are left to the ranks."""
+    long = large("task.max_prompt_tokens=130000")
+
+    def launch(loaded: LoadedRecipe, *, in_job: bool = False) -> object:
+        return on_slurm.plan(loaded, tmp_path, dry=True, say=[].append, in_job=in_job)
+
+    for planning in (lambda: launch(long), lambda: plan_of(long, load_machine())):
+        with pytest.raises(RecipeError) as caught:
+            planning()
+        (problem,) = caught.value.problems
+        assert problem.key == "task.max_prompt_tokens" and "--set task.max_prompt_tokens=129024" in problem.help
+        assert "132048 positions (task.max_prompt_tokens 130000 + rollout.max_new_tokens 2048)" in problem.message
+        assert "meta-llama/Llama-3.3-70B-Instruct has 131072" in problem.message
+    assert launch(long, in_job=True) and launch(large("task.max_prompt_tokens=129024"))
+
+
+def test_launch_and_plan_count_the_same_projector() -> None:
+    """Locks out the gain of the kinds with norms left out of one of them."""
+    recipe = load_recipe((), ["projector.kind=normalised"]).recipe
+    dims = dims_of("builtin:tiny")
+    assert dims is not None
+    lines = "\n".join(plan_lines(recipe, dims, None, None))
+    assert f"{count(dims.projector_parameters(recipe.projector.layers, 'normalised'))} of the projector" in lines
 
 
 def test_hostile_names_stay_one_word(tmp_path: Path) -> None:
