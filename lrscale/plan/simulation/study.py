@@ -169,7 +169,8 @@ def study(
     reliability = Reliability(
         scenario.costs.checkpoint_s,
         scenario.mtbf_s,
-        scenario.failures.detect_s + scenario.failures.requeue_s + scenario.costs.start_s,
+        scenario.costs.start_s,
+        scenario.failures.detect_s + scenario.failures.requeue_s,
     )
     return Study(
         scenario=scenario,
