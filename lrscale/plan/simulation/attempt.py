@@ -119,8 +119,8 @@ class Attempt:
         scenario, costs = self.workload.scenario, self.workload.scenario.costs
         refresh = scenario.refresh_every and step % scenario.refresh_every == 0
         for phase, seconds in (
-            ("logprobs", record.positions * costs.logprob_s_per_token),
-            ("update", costs.update_s + record.positions * costs.update_s_per_token),
+            ("logprobs", costs.logprobs_s(record.positions)),
+            ("update", costs.updating_s(record.positions)),
             ("refresh", costs.refresh_s if refresh else 0.0),
         ):
             yield from self._phase(phase, seconds, step)

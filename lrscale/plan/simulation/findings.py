@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from lrscale.plan.simulation.ledger import PHASES
+from lrscale.plan.simulation.splits import SplitTime
 from lrscale.plan.simulation.study import Spread, Study
 from lrscale.plan.summary import span
 
@@ -26,7 +27,7 @@ def study_lines(study: Study, max_restarts: int) -> Iterator[str]:
     yield "waits     " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares) + " of the wall time"
     yield "busy      " + ", ".join(f"{_ROLES[role]} {100 * share:.0f} %" for role, share in study.utilisation.items())
     yield _saving(study)
-    yield _split(study)
+    yield from _split(study)
     yield _reasoning(study)
 
 
@@ -72,17 +73,31 @@ def _saving(study: Study) -> str:
     return f"{own}; best every {found.steps} ({span(found.seconds)}), {100 * found.simulated:.1f} % ({near})"
 
 
-def _split(study: Study) -> str:
-    own, split = study.reasoning[0].step_s, study.split
+def _split(study: Study) -> Iterator[str]:
+    split = study.split
     if split is None:
-        return "split     no way to give nodes of their own to engines: give more nodes, or sequences that divide"
-    if math.isinf(split.best.step_s):
-        return f"split     no split of {split.nodes} nodes runs: {split.best.reason}"
-    wide = f"engines of {split.gpus_per_engine} GPU{'s' if split.gpus_per_engine > 1 else ''}"
-    return (
-        f"split     best of {len(split.tried)}: {split.best.generate_nodes} of {split.nodes} nodes generate ({wide}, one "
-        f"step off policy), {span(split.best.step_s)} a step; as laid out {span(own)}"
+        yield "split     no way to share the nodes out: give another number, or sequences that divide"
+        return
+    best, off = split.best, split.best_off
+    if math.isinf(best.step_s):
+        yield f"split     no way of sharing {split.nodes} nodes out runs: {best.reason}"
+        return
+    yield (
+        f"split     best of {len(split.tried)} that can be launched (vLLM, synchronous): {_placed(best, split.nodes)}, "
+        f"{span(best.step_s)} a step; as laid out {span(study.reasoning[0].step_s)}"
     )
+    if math.isfinite(off.one_step_off_s):
+        yield (
+            f"          one step off policy, which lrscale plans and does not run yet: {_placed(off, split.nodes)}, "
+            f"{span(off.one_step_off_s)} a step"
+        )
+
+
+def _placed(split: SplitTime, nodes: int) -> str:
+    engines = f"engines of {split.gpus_per_engine} GPU{'s' if split.gpus_per_engine > 1 else ''}"
+    if not split.generate_nodes:
+        return f"{engines} beside the trainer"
+    return f"{split.generate_nodes} of {nodes} nodes generate ({engines})"
 
 
 def _reasoning(study: Study) -> str:

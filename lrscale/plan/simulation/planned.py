@@ -91,31 +91,25 @@ class PlannedRun:
         latents = given or InLatents(scenario.lengths, self.form, sum(ratios) / len(ratios))
         return replace(scenario, lengths=latents)
 
-    def kinds_of_split(self, layout: Layout) -> Iterator[Layout]:
-        """The same nodes, half of them generating, by GPUs an engine: as laid out, or whatever a node can hold."""
-        gpus, nodes = layout.gpus_per_node, layout.nodes
+    def engines_of(self, layout: Layout) -> Iterator[Layout]:
+        """The same nodes with vLLM engines beside the trainer, by GPUs an engine: as laid out, or whatever a node can
+        hold."""
+        gpus = layout.gpus_per_node
         widths = [layout.tensor_parallel] if layout.engine == "vllm" else [n for n in _ENGINE_GPUS if gpus % n == 0]
-        half = max((n for n in self.candidates(layout) if n <= nodes / 2), default=max(1, nodes // 2))
         for width in widths:
-            yield replace(
-                layout,
-                engine="vllm",
-                tensor_parallel=width,
-                rollout_nodes=half,
-                train_nodes=nodes - half,
-                one_step_off=True,
-            )
+            yield Layout(train_nodes=layout.nodes, gpus_per_node=gpus, engine="vllm", tensor_parallel=width)
 
     def candidates(self, layout: Layout) -> list[int]:
-        """Numbers of the nodes that could generate: the sequences divide over the GPUs of the others."""
+        """Numbers of the nodes that could generate and do nothing else, 0 for none: the sequences divide over the GPUs
+        of the others."""
         return [
             generate
-            for generate in range(1, layout.nodes)
+            for generate in range(layout.nodes)
             if self.work.sequences % ((layout.nodes - generate) * layout.gpus_per_node) == 0
         ]
 
     def split(self, kind: Layout, generate_nodes: int) -> Scenario:
-        """With so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
+        """Engines of this kind with so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
         layout = replace(kind, rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes)
         memory = memory_plan(self.recipe, self.dims, layout, self.machine)
         over = overflow(memory, self.recipe.cluster.gpu_memory_gib)

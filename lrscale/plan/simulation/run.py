@@ -38,8 +38,8 @@ class RunOutcome:
 
     @property
     def step_s(self) -> float:
-        """Mean seconds a step: start, queue, and what failures and checkpoints took left out."""
-        productive = ("rollout", "score", "logprobs", "update", "refresh", "publish")
+        """Mean seconds a step, checkpoints with it: start, queue, and what failures took left out."""
+        productive = ("rollout", "score", "logprobs", "update", "refresh", "publish", "checkpoint")
         done = len(self.ledger.step_ends)
         return sum(self.ledger.phases[name] for name in productive) / done if done else math.inf
 

@@ -86,6 +86,14 @@ class Costs:
                 "for one sequence; give it more GPUs or shorter sequences"
             )
 
+    def logprobs_s(self, positions: int) -> float:
+        """Of a step."""
+        return positions * self.logprob_s_per_token
+
+    def updating_s(self, positions: int) -> float:
+        """Of a step."""
+        return self.update_s + positions * self.update_s_per_token
+
 
 @dataclass(frozen=True, slots=True)
 class Failures:
