@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lrscale.plan.run_plan import RunPlan
-from lrscale.plan.summary import amount, count, phase_values, size, span
+from lrscale.plan.summary import amount, count, every, phase_values, size, span
 
 _SHOWN = 0.05
 """Of a unit: what is less is 0.0."""
@@ -149,8 +149,8 @@ def _said_of_step(plan: RunPlan) -> dict[str, str]:
     limit = "read" if batch * rates.row_s < pace - rates.step_s else "computed"
     return {
         "rollout": f"{batch} sequences an engine, {1e3 * pace:.0f} ms a position, bound by what is {limit}",
-        "refresh": f"{span(rates.refresh_s)} every {work.refresh_every} steps",
-        "checkpoint": f"{span(rates.checkpoint_s)} every {plan.recipe.stages.rl.checkpoint_every} steps",
+        "refresh": f"{span(rates.refresh_s)} {every(work.refresh_every)}",
+        "checkpoint": f"{span(rates.checkpoint_s)} {every(plan.recipe.stages.rl.checkpoint_every)}",
     }
 
 

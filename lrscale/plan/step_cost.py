@@ -74,7 +74,7 @@ def step_time(model: StepModel, work: Workload, recipe: Recipe) -> StepTime:
     refresh_s = model.refresh_s + model.projector_publish_s if work.refresh_every else 0.0
     return StepTime(
         rollout=rollout_s,
-        scoring=work.scoring_s,
+        scoring=scoring_s(work, model.scoring_workers, rollout_s),
         log_probs=work.logprob_passes * work.positions * model.logprob_s,
         update=work.passes * (work.positions * model.update_s + work.minibatches * model.optimizer_s),
         publish=model.publish_s,
@@ -82,6 +82,12 @@ def step_time(model: StepModel, work: Workload, recipe: Recipe) -> StepTime:
         saving=Lump(model.checkpoint_s, recipe.stages.rl.checkpoint_every),
         one_step_off=model.one_step_off,
     )
+
+
+def scoring_s(work: Workload, workers: int, rollout_s: float) -> float:
+    """From the end of the last sequence to the last score: its own, or what of the queue is left then. As if all took
+    the mean; the simulation draws their times."""
+    return max(work.scoring_s, work.sequences * work.scoring_s / workers - rollout_s)
 
 
 def run_cost(  # noqa: PLR0913 - everything that a run is made of

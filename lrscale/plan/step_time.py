@@ -20,7 +20,7 @@ from lrscale.plan.layout import Layout, require_layout
 from lrscale.plan.memory import cache_positions, gather
 from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.states import ELEMENT_BYTES, weight_elements
-from lrscale.plan.workload import Workload, workload
+from lrscale.plan.workload import Workload, scoring_workers, workload
 
 _OPTIMIZER_TRAFFIC = 28
 """Bytes that a fused AdamW step reads and writes a parameter: gradient 2, master, two moments in and out 24, weight 2."""
@@ -77,6 +77,7 @@ class StepModel:
     """The model from disk into trainer and engines."""
     start_s: float
     """From the job's start until weights can be read: imports, process groups, the engines' own start."""
+    scoring_workers: int
     colocated: bool
     one_step_off: bool
 
@@ -178,6 +179,7 @@ def step_model(
         load_s=load_s,
         start_s=machine.overheads.start_s.value
         + (machine.overheads.engine_start_s.value if layout.engine == "vllm" else 0.0),
+        scoring_workers=scoring_workers(recipe, layout.train_gpus),
         colocated=layout.colocated,
         one_step_off=layout.one_step_off,
     )

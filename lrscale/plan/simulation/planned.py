@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from lrscale.config.hardware import Machine
 from lrscale.config.recipe import Recipe
-from lrscale.config.reward import TaskRewardConfig
 from lrscale.plan.duration import duration_s
 from lrscale.plan.fit import overflow
 from lrscale.plan.layout import Layout
@@ -28,7 +27,6 @@ class Assumptions:
     steps: int | None = None
     failures_per_node_day: float | None = None
     requeue_s: float | None = None
-    score_s: float | None = None
     lengths: LengthSource | None = None
     other_lengths: LengthSource | None = None
     """Of the other way of reasoning (discrete for a recipe with latents), where a run has told them."""
@@ -56,7 +54,9 @@ class PlannedRun:
             prompt_tokens=round(self.work.prompt_tokens),
             lengths=self.lengths,
             costs=costs_of(model, self.work),
-            scoring=self._scoring(layout),
+            scoring=Scoring(
+                model.scoring_workers, LognormalLatency(self.work.scoring_s, self.machine.runs.score_spread.value)
+            ),
             engines=model.engines,
             train_nodes=layout.train_nodes,
             generate_nodes=layout.rollout_nodes,
@@ -67,6 +67,7 @@ class PlannedRun:
             refresh_every=self.work.refresh_every,
             failures=self._failures,
             time_limit_s=limit_s,
+            arms=len(rl.arms),
         )
 
     @property
@@ -126,17 +127,6 @@ class PlannedRun:
             usual.detect_s.value,
             usual.requeue_s.value if requeue_s is None else requeue_s,
         )
-
-    def _scoring(self, layout: Layout) -> Scoring:
-        reward, given, usual = self.recipe.reward, self.assumptions.score_s, self.machine.runs
-        spread = usual.score_spread.value
-        if isinstance(reward, TaskRewardConfig):
-            return Scoring(1, LognormalLatency(0.0 if given is None else given, spread))
-        seconds = usual.score_s.value if given is None else given
-        workers = reward.pool.workers * layout.train_gpus
-        if reward.pool.concurrency:
-            workers = min(workers, max(reward.pool.concurrency, layout.train_gpus))
-        return Scoring(workers, LognormalLatency(seconds, spread))
 
 
 def costs_of(model: StepModel, work: Workload) -> Costs:

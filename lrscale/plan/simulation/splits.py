@@ -83,7 +83,7 @@ def split_time(build: Callable[[int], Scenario], generate_nodes: int) -> SplitTi
 def few_steps(scenario: Scenario) -> tuple[StepRecord, ...]:
     """How some of its steps go. Steps of many sequences differ little, so that one or two of these do."""
     steps = min(_STEPS, max(1, _ENOUGH_SEQUENCES // scenario.sequences))
-    quiet = replace(scenario, steps=steps, failures=Failures(), time_limit_s=None)
+    quiet = replace(scenario, steps=steps, arms=1, failures=Failures(), time_limit_s=None)
     return tuple(simulate_run(quiet, seed=0).workload.records.values())
 
 

@@ -40,6 +40,9 @@ class Spread:
         tenths = statistics.quantiles(ordered, n=10, method="inclusive")
         return cls(statistics.median(ordered), tenths[0], tenths[-1])
 
+    def times(self, factor: float) -> Spread:
+        return Spread(*(value * factor for value in (self.median, self.low, self.high)))
+
 
 @dataclass(frozen=True, slots=True)
 class SplitChoice:
@@ -92,11 +95,17 @@ class Study:
     """Of each seed; the later steps are drawn from them."""
     seconds: Spread
     """To the last step."""
+    gpu_hours: Spread
+    """For which the job holds its nodes: lost work counts, the queue does not."""
+    price: float | None
+    """Of a GPU-hour."""
     step_s: Spread
+    ended: int
+    """Runs that came to the last step; the others fail again and again before they can save."""
     failures: float
-    """Mean a run."""
+    """Mean of these."""
     restarts: int
-    """Of the run with most of them, time limits included."""
+    """Of that with most of them, time limits included."""
     phases: dict[str, float]
     """Share of the wall time of all runs."""
     utilisation: dict[str, float]
@@ -113,12 +122,16 @@ class Study:
         intervals = self.intervals
         return {
             "steps": self.scenario.steps,
+            "arms": self.scenario.arms,
             "seeds": self.seeds,
             "detailed_steps": self.detailed_steps,
             "placement": self.scenario.placement,
             "schedule": self.scenario.schedule,
             "lengths": self.scenario.lengths.name,
+            "ended": self.ended,
             "seconds": _spread(self.seconds),
+            "gpu_hours": _spread(self.gpu_hours),
+            "price": None if self.price is None else _spread(self.gpu_hours.times(self.price)),
             "step_s": _spread(self.step_s),
             "failures_mean": self.failures,
             "restarts_max": self.restarts,
@@ -152,12 +165,18 @@ class Study:
 
 
 def study(
-    planned: PlannedRun, layout: Layout, *, seeds: int = 5, told: Callable[[int, int], None] = lambda done, total: None
+    planned: PlannedRun,
+    layout: Layout,
+    *,
+    seeds: int = 5,
+    price: float | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Study:
     """Simulate a recipe as it is laid out, and look at what could be chosen differently.
 
     Args:
         seeds: Runs, with seeds from 0 on.
+        price: Of a GPU-hour.
         told: Told how much is done, and of how much.
 
     Raises:
@@ -166,12 +185,13 @@ def study(
     if seeds < 1:
         raise ValueError(f"seeds: given {seeds}, needed at least 1")
     scenario = planned.scenario(layout)
-    detailed = min(scenario.steps, max(_LEAST_DETAILED, _DETAILED_SEQUENCES // (seeds * scenario.sequences)))
-    count = _Count(told, seeds * scenario.steps)
+    detailed = min(scenario.all_steps, max(_LEAST_DETAILED, _DETAILED_SEQUENCES // (seeds * scenario.sequences)))
+    count = _Count(told, seeds * scenario.all_steps)
     runs = [
-        simulate_run(scenario, seed, detailed_steps=detailed, told=count.farthest(seed * scenario.steps))
+        simulate_run(scenario, seed, detailed_steps=detailed, told=count.farthest(seed * scenario.all_steps))
         for seed in range(seeds)
     ]
+    ended = [run for run in runs if math.isfinite(run.seconds)]
     records = few_steps(scenario)
     unsaved_s = steady_step_s(replace(scenario, costs=replace(scenario.costs, checkpoint_s=0.0)), records)
     reliability = Reliability(
@@ -185,9 +205,12 @@ def study(
         seeds=seeds,
         detailed_steps=detailed,
         seconds=Spread.of([run.seconds for run in runs]),
+        gpu_hours=Spread.of([run.held_s / 3600 * layout.gpus for run in runs]),
+        price=price,
         step_s=Spread.of([run.step_s for run in runs]),
-        failures=statistics.fmean(run.failures for run in runs),
-        restarts=max(run.restarts for run in runs),
+        ended=len(ended),
+        failures=statistics.fmean(run.failures for run in ended) if ended else 0.0,
+        restarts=max((run.restarts for run in ended), default=0),
         phases=_shares(runs),
         utilisation={role: statistics.fmean(run.utilisation()[role] for run in runs) for role in runs[0].utilisation()},
         intervals=best_interval(unsaved_s, scenario.checkpoint_every, reliability, scenario.steps),
