@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from lrscale.cli import simulation
 from lrscale.cli.app import Overrides, app, say
+from lrscale.cli.number import number
 
 
 class _Engine(StrEnum):
@@ -39,12 +39,15 @@ def plan(
         int | None, typer.Option("--tensor-parallel", min=1, help="GPUs an engine spans; default: the recipe's, or 1.")
     ] = None,
     one_step_off: Annotated[bool, typer.Option("--one-step-off", help="Generate while training.")] = False,
-    prompt_tokens: Annotated[float | None, typer.Option(min=0, help="Mean length of prompts.")] = None,
-    mean_new_tokens: Annotated[float | None, typer.Option(min=1, help="Mean positions of completions.")] = None,
-    spread: Annotated[float | None, typer.Option(min=0, help="Of their log-normal lengths.")] = None,
-    latent_share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of latent positions.")] = None,
-    scoring_s: Annotated[float | None, typer.Option(min=0, help="Seconds from the last sequence to its score.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour, in any currency.")] = None,
+    prompt_tokens: Annotated[float | None, number(help="Mean length of prompts.")] = None,
+    mean_new_tokens: Annotated[float | None, number(least=1, help="Mean positions of completions.")] = None,
+    spread: Annotated[float | None, number(most=3, help="Of their log-normal lengths, 0 to 3.")] = None,
+    latent_share: Annotated[float | None, number(below=1, help="Share of latent positions, below 1.")] = None,
+    scoring_s: Annotated[
+        float | None,
+        number("--scoring-s", "--reward-s", help="Mean seconds that a score takes; workers score while others decode."),
+    ] = None,
+    price: Annotated[float | None, number(help="Of a GPU-hour, in any currency.")] = None,
     hardware: Annotated[Path | None, typer.Option(help="YAML with constants of your own.")] = None,
     constants: Annotated[
         list[str] | None,
@@ -56,7 +59,6 @@ def plan(
     seeds: simulation.Seeds = None,
     failures_per_node_day: simulation.FailuresPerNodeDay = None,
     requeue_s: simulation.RequeueS = None,
-    reward_s: simulation.RewardS = None,
     charts: simulation.Charts = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: JSON on stdout.")] = False,
 ) -> None:
@@ -71,6 +73,7 @@ def plan(
     from lrscale.config.compose import Option
     from lrscale.config.hardware import DEFAULT_FABRIC, DEFAULT_GPU, load_machine
     from lrscale.config.load import load_recipe
+    from lrscale.launch.plan_file import plan_json
     from lrscale.launch.planning import plan_of
     from lrscale.plan.run_text import assumptions, run_lines, run_values
 
@@ -79,7 +82,6 @@ def plan(
         "seeds": seeds,
         "failures_per_node_day": failures_per_node_day,
         "requeue_s": requeue_s,
-        "reward_s": reward_s,
     }
     if not simulate:
         simulation.refuse_without_simulation(**of_simulation)
@@ -120,11 +122,11 @@ def plan(
         from lrscale.launch.simulating import SimulationOptions
         from lrscale.plan.simulation.findings import study_lines
 
-        found = simulation.simulated(planned, SimulationOptions(**of_simulation), measured)
+        found = simulation.simulated(planned, SimulationOptions(**of_simulation, price=price), measured)
         values["simulation"] = found.to_json()
         if not as_json:
-            typer.echo("\n".join(["", *study_lines(found, planned.recipe.cluster.max_restarts)]))
+            typer.echo("\n".join(["", *study_lines(found, planned)]))
     if as_json:
-        typer.echo(json.dumps(values))
+        typer.echo(plan_json(values))
     if charts is not None:
         simulation.draw(planned, values.get("simulation"), charts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrscale.cli.app import say
+from lrscale.cli.number import number
 
 if TYPE_CHECKING:
     from lrscale.config.hardware import Machine
@@ -21,18 +22,13 @@ if TYPE_CHECKING:
 Simulate = Annotated[
     bool, typer.Option("--simulate", help="Simulate the whole run: failures, queues, scoring, lengths.")
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="With --simulate: RL steps; default: the recipe's.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="With --simulate: RL steps it has; default: the recipe's.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="With --simulate: how many runs; default: 5.")]
 FailuresPerNodeDay = Annotated[
     float | None,
-    typer.Option("--failures-per-node-day", min=0, help="With --simulate; default: Llama 3's, 0.0038."),
+    number("--failures-per-node-day", help="With --simulate; default: Llama 3's, 0.0038."),
 ]
-RequeueS = Annotated[
-    float | None, typer.Option("--requeue-s", min=0, help="With --simulate: seconds in the queue after a failure.")
-]
-RewardS = Annotated[
-    float | None, typer.Option("--reward-s", min=0, help="With --simulate: mean seconds that a reward takes.")
-]
+RequeueS = Annotated[float | None, number("--requeue-s", help="With --simulate: seconds in the queue after a failure.")]
 LengthsFrom = Annotated[
     Path | None, typer.Option("--lengths-from", metavar="RUN", help="A run whose lengths and scoring times to take.")
 ]

@@ -58,6 +58,20 @@ class Overhead(Section):
     source: str
 
 
+class Spread(Section):
+    """Standard deviation of a logarithm; with more, a mean says nothing."""
+
+    value: Annotated[float, Field(gt=0.0, le=3.0)]
+    source: str
+
+
+class PartialShare(Section):
+    """A share that is never all."""
+
+    value: Annotated[float, Field(ge=0.0, lt=1.0)]
+    source: str
+
+
 class Efficiencies(Section):
     """Shares of peaks."""
 
@@ -98,8 +112,8 @@ class SequenceConstants(Section):
     prompt_share: Efficiency
     completion_share: Efficiency
     prompt_tokens: Overhead
-    length_spread: Overhead
-    latent_share: Efficiency
+    length_spread: Spread
+    latent_share: PartialShare
     positive_share: Efficiency
     scoring_s: Overhead
 
@@ -110,8 +124,7 @@ class RunConstants(Section):
     failures_per_node_day: Overhead
     detect_s: Overhead
     requeue_s: Overhead
-    score_s: Overhead
-    score_spread: Overhead
+    score_spread: Spread
     sentence_tokens: Overhead
     marker_tokens: Overhead
 

@@ -171,15 +171,22 @@ def require_dims(loaded: LoadedRecipe) -> ModelDims:
 
 def require_positions(loaded: LoadedRecipe, dims: ModelDims) -> None:
     """Raises RecipeError where a sequence may outgrow the model: the ranks would refuse the first that does."""
+    problem = outgrown(loaded, dims)
+    if problem is not None:
+        raise RecipeError([problem])
+
+
+def outgrown(loaded: LoadedRecipe, dims: ModelDims) -> Problem | None:
+    """What is wrong where the longest sequence that the recipe allows has no place in the model."""
     recipe, limit = loaded.recipe, dims.positions
     longest, prompt, new = longest_sequence(recipe), longest_prompt(recipe), recipe.rollout.max_new_tokens
     if limit is None or longest <= limit:
-        return
+        return None
     key = "task.max_prompt_tokens" if prompt else "rollout.max_new_tokens"
     sum_ = f"task.max_prompt_tokens {prompt} + rollout.max_new_tokens {new}" if prompt else f"{key} {new}"
     message = f"a sequence may take {longest} positions ({sum_}), {recipe.model.path} has {limit}"
     fitting = f"--set {key}={limit - new}, or " if prompt and limit > new else ""
-    raise RecipeError([_found(loaded, key, message, f"{fitting}lower rollout.max_new_tokens")])
+    return _found(loaded, key, message, f"{fitting}lower rollout.max_new_tokens")
 
 
 def _config(model: str) -> dict[str, Any]:

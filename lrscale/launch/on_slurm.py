@@ -12,7 +12,7 @@ from lrscale.config.load import LoadedRecipe
 from lrscale.launch import slurm
 from lrscale.launch.cluster_fit import require_fit, require_sound
 from lrscale.launch.errors import LaunchError
-from lrscale.launch.job import dims_of, planned_recipe, require_positions, warnings_of, write_job_files
+from lrscale.launch.job import dims_of, outgrown, planned_recipe, warnings_of, write_job_files
 from lrscale.launch.rundir import RunDir, create_run
 from lrscale.launch.submission import (
     require_no_job,
@@ -63,10 +63,9 @@ def plan(
     if dims is not None:
         counted, zero = planned_recipe(loaded, dims)
         memory = memory_plan(counted, dims, zero=zero)
+    too_long = outgrown(loaded, dims) if dims is not None else None
     require_sound(loaded, memory)
     if not in_job:
-        if dims is not None:
-            require_positions(loaded, dims)
         _check_cluster(loaded, memory, dry=dry, say=say)
     batch = batch_of(loaded)
     if in_job or not dry:
@@ -75,7 +74,11 @@ def plan(
     return Planned(
         loaded,
         tuple(sbatch_command(recipe, run_dir)),
-        (*plan_lines(recipe, dims, batch, memory), *warnings_of(recipe)),
+        (
+            *plan_lines(recipe, dims, batch, memory),
+            *warnings_of(recipe),
+            *((f"warning: {too_long.message}",) if too_long else ()),
+        ),
         plan_values(recipe, dims, batch, memory),
     )
 

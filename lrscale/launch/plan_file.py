@@ -34,11 +34,23 @@ def keep_own_plan(loaded: LoadedRecipe, run_dir: Path) -> None:
     keep_plan(run_dir, values)
 
 
+def plan_json(values: Mapping[str, Any]) -> str:
+    """Without Infinity and NaN, which are no JSON. LaunchError where constants are so large or small that there are any."""
+    try:
+        return json.dumps(values, allow_nan=False)
+    except ValueError as error:
+        raise LaunchError(
+            "some number of the plan is not finite",
+            code=ExitCode.USAGE,
+            help="leave out constants that no machine has (--constant, --hardware)",
+        ) from error
+
+
 def keep_plan(folder: Path, values: Mapping[str, Any]) -> Path:
     """Put a plan's numbers where its charts are. LaunchError where that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / PLAN, json.dumps(values) + "\n")
+        write_whole(folder / PLAN, plan_json(values) + "\n")
     except OSError as error:
         raise LaunchError(
             f"{folder / PLAN} cannot be written: {error.strerror}",

@@ -42,7 +42,7 @@ def plan_of(  # noqa: PLR0913 - options of the command line
         one_step_off: Generate while training.
         lengths: `prompt_tokens`, `mean_new_tokens`, `spread`, `latent_share`, as far as they are known.
         measured: A run that went before, whose lengths are those of this one.
-        scoring_s: From the end of the last sequence to its score; None: as measured, or assumed.
+        scoring_s: Mean of a score; None: as measured, or assumed.
         price: Of a GPU-hour.
 
     Raises:

@@ -20,7 +20,8 @@ class SimulationOptions:
     seeds: int | None = None
     failures_per_node_day: float | None = None
     requeue_s: float | None = None
-    reward_s: float | None = None
+    price: float | None = None
+    """Of a GPU-hour."""
 
 
 def simulate(
@@ -35,21 +36,20 @@ def simulate(
         plan: Its work is that of `measured`, where there is one.
         options: What the command line says.
         told: Told how much is done, and of how much.
-        measured: A run that went before, to draw lengths and scoring times from.
+        measured: A run that went before, to draw lengths from.
 
     Raises:
         RecipeError: numbers or a layout that cannot be simulated.
         LaunchError: the measured run had none of the recipe's arms (7).
     """
-    assumptions = Assumptions(options.steps, options.failures_per_node_day, options.requeue_s, options.reward_s)
+    assumptions = Assumptions(options.steps, options.failures_per_node_day, options.requeue_s)
     if measured is not None:
         arm = measured.arm(plan.recipe.stages.rl.arms)
-        score_s = measured.score_s if options.reward_s is None else options.reward_s
         lengths, other = measured.lengths[arm], measured.other_than(arm)
-        assumptions = replace(assumptions, score_s=score_s, lengths=lengths, other_lengths=other)
+        assumptions = replace(assumptions, lengths=lengths, other_lengths=other)
     planned = PlannedRun(plan.recipe, plan.dims, plan.machine, plan.work, assumptions)
     seeds = {} if options.seeds is None else {"seeds": options.seeds}
     try:
-        return study(planned, plan.layout, told=told, **seeds)
+        return study(planned, plan.layout, price=options.price, told=told, **seeds)
     except ValueError as error:
         raise RecipeError([Problem(Place("--simulate"), "", str(error))]) from error

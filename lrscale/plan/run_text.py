@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrscale.plan.run_plan import RunPlan
-from lrscale.plan.summary import amount, count, counted, phase_values, size, span
+from lrscale.plan.summary import amount, count, counted, every, phase_values, size, span
 
 _SHOWN = 0.05
 """Of a unit: what is less is 0.0."""
@@ -173,8 +173,8 @@ def _said_of_step(plan: RunPlan) -> dict[str, str]:
             f"{counted(pace.sequences, 'sequence')} an engine, {1e3 * pace.position_s:.0f} ms a position, bound by what is "
             f"{pace.bound_by}"
         ),
-        "refresh": f"{span(rates.refresh_s)} every {counted(work.refresh_every, 'step')}",
-        "checkpoint": f"{span(rates.checkpoint_s)} every {counted(plan.recipe.stages.rl.checkpoint_every, 'step')}",
+        "refresh": f"{span(rates.refresh_s)} {every(work.refresh_every)}",
+        "checkpoint": f"{span(rates.checkpoint_s)} {every(plan.recipe.stages.rl.checkpoint_every)}",
     }
 
 
@@ -190,7 +190,7 @@ class _Pace:
 
 def _pace(plan: RunPlan) -> _Pace:
     rates, work = plan.rates, plan.work
-    batch = min(rates.max_batch(work.prompt_tokens + work.lengths.mean), -(-work.sequences // rates.engines))
+    batch = min(rates.places(work.prompt_tokens, work.lengths.mean, work.group), -(-work.sequences // rates.engines))
     position_s = rates.decode_step_s(batch, work.prompt_tokens + work.lengths.mean / 2, work.latent_share)
     if rates.step_s > position_s / 2:
         return _Pace(batch, position_s, "around it: collectives, and the program that launches kernels")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lrscale.config.hardware import Machine
 from lrscale.config.recipe import Recipe
 from lrscale.plan.layout import Layout
+from lrscale.plan.lumps import Lump, lumps_of_steps
 from lrscale.plan.step_rates import StepModel
 from lrscale.plan.workload import Workload
 
@@ -20,13 +21,21 @@ class StepTime:
     log_probs: float
     update: float
     publish: float
-    refresh: float
-    checkpoint: float
+    refreshing: Lump
+    saving: Lump
     one_step_off: bool = False
 
     @property
+    def refresh(self) -> float:
+        return self.refreshing.mean_s
+
+    @property
+    def checkpoint(self) -> float:
+        return self.saving.mean_s
+
+    @property
     def training(self) -> float:
-        """What the trainer's GPUs are busy with between two publications."""
+        """What the trainer's GPUs are busy with between two publications, on average."""
         return self.log_probs + self.update + self.refresh + self.checkpoint
 
     @property
@@ -35,11 +44,13 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Synchronous: one after the other. One step off policy: the slower side decides, and weights are published
-        while neither works (verl's one-step-off-policy recipe, and arXiv 2505.24298, section 4)."""
-        if self.one_step_off:
-            return max(self.generating, self.training) + self.publish
-        return self.generating + self.training + self.publish
+        """Synchronous: one after the other. One step off policy: the slower side decides, step by step, and weights are
+        published while neither works (verl's one-step-off-policy recipe, and arXiv 2505.24298, section 4)."""
+        if not self.one_step_off:
+            return self.generating + self.training + self.publish
+        always = self.log_probs + self.update
+        lumps = lumps_of_steps(self.refreshing, self.saving)
+        return self.publish + sum(share * max(self.generating, always + lump) for share, lump in lumps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +71,22 @@ def step_time(model: StepModel, work: Workload, recipe: Recipe) -> StepTime:
     """The step that a workload takes at these rates."""
     lengths = work.lengths.quantiles(work.sequences)
     rollout_s = model.rollout_s(work.prompts, work.group, work.prompt_tokens, lengths, work.latent_share)
-    every = recipe.stages.rl.checkpoint_every
-    refresh_s = model.refresh_s + model.projector_publish_s if work.refresh_every else 0.0
     return StepTime(
         rollout=rollout_s,
-        scoring=work.scoring_s,
+        scoring=scoring_s(work, model.scoring_workers, rollout_s),
         log_probs=work.logprob_passes * work.positions * model.logprob_s,
         update=work.passes * (work.positions * model.update_s + work.minibatches * model.optimizer_s),
         publish=model.publish_s,
-        refresh=refresh_s / work.refresh_every if work.refresh_every else 0.0,
-        checkpoint=model.checkpoint_s / every,
+        refreshing=Lump(model.refresh_s, work.refresh_every),
+        saving=Lump(model.checkpoint_s, recipe.stages.rl.checkpoint_every),
         one_step_off=model.one_step_off,
     )
+
+
+def scoring_s(work: Workload, workers: int, rollout_s: float) -> float:
+    """From the end of the last sequence to the last score: its own, or what of the queue is left then. As if all took
+    the mean; the simulation draws their times."""
+    return max(work.scoring_s, work.sequences * work.scoring_s / workers - rollout_s)
 
 
 def run_cost(  # noqa: PLR0913 - everything that a run is made of

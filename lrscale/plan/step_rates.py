@@ -48,8 +48,6 @@ class StepModel:
     """An optimizer step."""
     publish_s: float
     """New weights into every engine."""
-    projector_publish_s: float
-    """The projector alone, after a refresh."""
     refresh_s: float
     """One refresh of the projector."""
     checkpoint_s: float
@@ -61,6 +59,7 @@ class StepModel:
     own start takes longer, and the first weights for them."""
     resume_s: float
     """To check and read a checkpoint, where there is one."""
+    scoring_workers: int
     colocated: bool
     one_step_off: bool
 

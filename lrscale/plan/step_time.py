@@ -20,7 +20,7 @@ from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.packing import Packed, packed
 from lrscale.plan.states import ELEMENT_BYTES, weight_elements
 from lrscale.plan.step_rates import StepModel
-from lrscale.plan.workload import Workload, workload
+from lrscale.plan.workload import Workload, scoring_workers, workload
 
 _OPTIMIZER_TRAFFIC = 28
 """Bytes that a fused AdamW step reads and writes a parameter: gradient 2, master, two moments in and out 24, weight 2."""
@@ -61,12 +61,12 @@ def step_model(
         update_s=job.update_s,
         optimizer_s=job.optimizer_s,
         publish_s=job.publish_s(job.bytes),
-        projector_publish_s=job.publish_s(job.projector_bytes),
         refresh_s=job.refresh_s,
         checkpoint_s=job.checkpoint_s,
         load_s=load_s,
         start_s=machine.overheads.start_s.value + max(0.0, engines_s - load_s) + job.publish_s(job.bytes),
         resume_s=job.resume_s,
+        scoring_workers=scoring_workers(recipe, layout.train_gpus),
         colocated=layout.colocated,
         one_step_off=layout.one_step_off,
     )

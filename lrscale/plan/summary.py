@@ -126,6 +126,11 @@ def amount(number: float) -> str:
     return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"
 
 
+def every(steps: int) -> str:
+    """`every step`, `every 6 steps`."""
+    return "every step" if steps == 1 else f"every {steps} steps"
+
+
 def span(seconds: float) -> str:
     """`8.4 s`, `3.1 min`, `2.5 h`, `11 days`."""
     if math.isinf(seconds):

@@ -43,7 +43,7 @@ class Workload:
     refresh_latents: int
     """Latent steps of one of these rows."""
     scoring_s: float
-    """From the end of the last sequence to its score."""
+    """Mean of a score."""
 
     @property
     def sequences(self) -> int:
@@ -97,7 +97,7 @@ def workload(  # noqa: PLR0913 - what is known of sequences
     share = (assumed.latent_share.value if latent else 0.0) if latent_share is None else latent_share
     every = 0 if not rl.refresh.share or not latent else rl.refresh.every_steps or _steps_of_a_pass(recipe)
     recomputed_latents = latent and recipe.rollout.kind == "vllm" and recipe.rollout.latents == "recompute"
-    by_rule = isinstance(recipe.reward, TaskRewardConfig)  # at once, in the process that samples
+    by_rule = isinstance(recipe.reward, TaskRewardConfig)  # at once, in the processes that sample
     traces = every * rl.prompts_per_step * rl.group_size * assumed.positive_share.value * rl.refresh.share
     return Workload(
         prompts=rl.prompts_per_step,
@@ -122,6 +122,15 @@ def markers_of_a_trace(recipe: Recipe, machine: Machine, tokens: float) -> float
     """Sentences of so many tokens that a marker replaces: the mean of the recipe's ratios (LiteReason's s_r)."""
     ratios = recipe.stages.traces.replace_ratios
     return max(1.0, tokens / machine.runs.sentence_tokens.value * sum(ratios) / len(ratios))
+
+
+def scoring_workers(recipe: Recipe, ranks: int) -> int:
+    """That score side by side: those of the pool of every rank, or the ranks themselves by the task's own rule."""
+    if isinstance(recipe.reward, TaskRewardConfig):
+        return ranks
+    pool = recipe.reward.pool
+    workers = pool.workers * ranks
+    return min(workers, max(pool.concurrency, ranks)) if pool.concurrency else workers
 
 
 def _steps_of_a_pass(recipe: Recipe) -> int:

@@ -9,8 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from lrscale.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+HUGE = ("--engine", "vllm", "--constant", "overheads.engine_start_s=1e308")
 
 
 def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -69,6 +75,11 @@ def lrscale(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["plan", "--steps", "5", "--seeds", "2"], 2, "--steps, --seeds: read by the simulation alone"),
         (["plan", "--mean-new-tokens", "5000"], 3, "above rollout.max_new_tokens, which is"),
         (["plan", "--lengths-from", "runs", "--spread", "1"], 2, "both say how long"),
+        (["plan", "--spread", "50"], 2, "'--spread': given 50, needed a number of at least 0 and at most 3"),
+        (["plan", "--latent-share", "1"], 2, "'--latent-share': given 1, needed a number of at least 0 and below 1"),
+        (["plan", "--constant", "sequences.length_spread=50"], 3, "sequences.length_spread.value"),
+        (["plan", "--constant", "sequences.latent_share=1"], 3, "sequences.latent_share.value"),
+        (["plan", "--json", "--constant", "overheads.start_s=1e308", *HUGE], 2, "not finite"),
         (["plan", "--lengths-from", "runs"], 7, "holds no lengths"),
         (["report", "runs", "--out", "x.txt"], 2, "x.html"),
         (["generate", "builtin:tiny", "hello", "--max-new-tokens", "100000"], 3, "lower --max-new-tokens"),
@@ -117,6 +128,18 @@ def test_a_plan_is_numbers_on_stdout_and_says_what_it_assumes(tmp_path: Path) ->
     mixture = lrscale("plan", "qwen3-4b-1gpu", "--set", "model.path=Qwen/Qwen3-30B-A3B", "--json", cwd=tmp_path)
     assert mixture.returncode == 0 and "no projector can be cloned from" in mixture.stderr
     assert "mixture" not in done.stderr
+
+
+@pytest.mark.parametrize("given", ["inf", "nan", "-1", "much"])
+@pytest.mark.parametrize(
+    "option",
+    ["prompt-tokens", "mean-new-tokens", "spread", "latent-share", "scoring-s", "reward-s", "price", "requeue-s",
+     "failures-per-node-day"],
+)  # fmt: skip
+def test_a_number_that_is_none_is_refused_by_name(option: str, given: str) -> None:
+    """Locks out infinite prices, and times in JSON that no parser takes."""
+    done = CliRunner().invoke(app, ["plan", "--simulate", f"--{option}", given])
+    assert done.exit_code == 2 and f"--{option}" in done.output and f"given {given}, needed" in done.output
 
 
 def test_a_run_is_simulated_with_the_lengths_of_one_that_went_before(tmp_path: Path) -> None:

@@ -63,24 +63,25 @@ class Attempt:
     def _job(self) -> Generator[simpy.Event, object, Ending]:
         scenario, env = self.workload.scenario, self.env
         drain_s = math.inf if scenario.time_limit_s is None else self.begun_s + scenario.time_limit_s
-        yield from self._phase("start", scenario.costs.start_s)
+        resume_s = scenario.costs.resume_s if self.saved_step else 0.0
+        yield from self._phase("start", scenario.costs.start_s + resume_s)
         ahead: simpy.Process | None = None
-        for step in range(self.saved_step + 1, scenario.steps + 1):
+        for step in range(self.saved_step + 1, scenario.all_steps + 1):
             if ahead is None:
                 ahead = self._generation(step)
             record = yield from self._rollouts(ahead)
             ahead = None
             if scenario.schedule == "one_step_off":
                 yield from self._phase("publish", scenario.costs.publish_s, step)
-                if step < scenario.steps:
+                if not scenario.ends_arm(step):
                     ahead = self._generation(step + 1)
             yield from self._train(step, record)
             if scenario.schedule == "synchronous":
                 yield from self._phase("publish", scenario.costs.publish_s, step)
             self.ledger.step_ends[step] = env.now
             self.told(step)
-            drained = step < scenario.steps and env.now >= drain_s
-            if step % scenario.checkpoint_every == 0 or step == scenario.steps or drained:
+            drained = step < scenario.all_steps and env.now >= drain_s
+            if scenario.saves(step) or drained:
                 yield from self._phase("checkpoint", scenario.costs.checkpoint_s, step)
                 self.saved_step, self.safe_s = step, env.now
                 self.ledger.save()
@@ -117,11 +118,10 @@ class Attempt:
 
     def _train(self, step: int, record: StepRecord) -> Generator[simpy.Event, object, None]:
         scenario, costs = self.workload.scenario, self.workload.scenario.costs
-        refresh = scenario.refresh_every and step % scenario.refresh_every == 0
         for phase, seconds in (
-            ("logprobs", record.positions * costs.logprob_s_per_token),
-            ("update", costs.update_s + record.positions * costs.update_s_per_token),
-            ("refresh", costs.refresh_s if refresh else 0.0),
+            ("logprobs", costs.logprobs_s(record.positions)),
+            ("update", costs.updating_s(record.positions)),
+            ("refresh", costs.refresh_s if scenario.refreshes(step) else 0.0),
         ):
             yield from self._phase(phase, seconds, step)
             self.ledger.busy["train"] += seconds

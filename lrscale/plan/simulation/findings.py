@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from lrscale.plan.run_plan import RunPlan
 from lrscale.plan.simulation.ledger import PHASES
+from lrscale.plan.simulation.splits import SplitTime
 from lrscale.plan.simulation.study import Spread, Study
-from lrscale.plan.summary import span
+from lrscale.plan.summary import amount, every, span
 
 _ROLES = {"generate": "engines", "score": "scoring workers", "train": "trainer"}
 
 
-def study_lines(study: Study, max_restarts: int) -> Iterator[str]:
-    """For people. `max_restarts`: how often the cluster lets a job go back into the queue."""
-    yield _runs(study)
+def study_lines(study: Study, plan: RunPlan) -> Iterator[str]:
+    """For people; `plan` is what was simulated."""
+    over, max_restarts = plan.overflow, plan.recipe.cluster.max_restarts
+    if over is not None:
+        yield (
+            f"fits      no: {over.phase.name} takes {over.phase.total:.1f} of {over.limit:g} GiB a GPU; simulated as if "
+            "there were room"
+        )
+    yield _runs(study, plan.recipe.stages.rl.steps)
     yield f"lengths   {study.scenario.lengths.name}"
-    yield _time(study)
+    yield from _time(study)
     if study.restarts > max_restarts:
         yield (
             f"restarts  up to {study.restarts} of a run, and cluster.max_restarts allows {max_restarts}: raise it, or "
@@ -24,65 +32,95 @@ def study_lines(study: Study, max_restarts: int) -> Iterator[str]:
         )
     shares = [(name, study.phases[name]) for name in PHASES if study.phases[name] >= 0.0005]
     yield "waits     " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares) + " of the wall time"
-    yield "busy      " + ", ".join(f"{_ROLES[role]} {100 * share:.0f} %" for role, share in study.utilisation.items())
+    if study.ended:
+        yield "busy      " + ", ".join(
+            f"{_ROLES[role]} {100 * share:.0f} %" for role, share in study.utilisation.items()
+        )
     yield _saving(study)
-    yield _split(study)
+    yield from _split(study)
     yield _reasoning(study)
 
 
-def _runs(study: Study) -> str:
-    steps, detailed = study.scenario.steps, study.detailed_steps
-    drawn = (
-        "" if detailed >= steps else f", the first {detailed} of each sequence by sequence, the others drawn from them"
-    )
-    placed = f"{study.scenario.placement}, {study.scenario.schedule.replace('_', ' ')}"
-    return f"runs      {study.seeds} of {steps} steps, simulated ({placed}){drawn}"
+def _runs(study: Study, recipe_steps: int) -> str:
+    scenario, detailed = study.scenario, study.detailed_steps
+    steps = f"{scenario.steps} step{'s' if scenario.steps > 1 else ''}"
+    if scenario.steps != recipe_steps:
+        steps += f" (the recipe, and the plan above, have {recipe_steps})"
+    if scenario.arms > 1:
+        steps += f" for each of {scenario.arms} arms, all alike"
+    placed = f"{scenario.placement}, {scenario.schedule.replace('_', ' ')}"
+    drawn = ""
+    if detailed < scenario.all_steps:
+        drawn = f", the first {detailed} of each sequence by sequence, the others drawn from them"
+    return f"runs      {study.seeds} of {steps}, simulated ({placed}){drawn}"
 
 
-def _time(study: Study) -> str:
-    step = study.step_s
-    return (
-        f"time      {_of(study.seconds)} to step {study.scenario.steps}; {span(step.median)} a step; {study.failures:.2g} "
-        f"failures a run ({_mtbf(study)})"
-    )
+def _time(study: Study) -> Iterator[str]:
+    scenario, mtbf_s = study.scenario, study.scenario.mtbf_s
+    mtbf = "none assumed" if math.isinf(mtbf_s) else f"one in {span(mtbf_s)} of this job"
+    if study.ended < study.seeds:
+        yield (
+            f"ends      {study.ended} of {study.seeds} runs; otherwise nodes fail again and again before a checkpoint is "
+            f"written ({mtbf})"
+        )
+    if not study.ended:
+        return
+    arms = " of the last arm" if scenario.arms > 1 else ""
+    if math.isfinite(study.seconds.median):
+        yield (
+            f"time      {_of(study.seconds, span)} to step {scenario.steps}{arms}; {span(study.step_s.median)} a step; "
+            f"{amount(study.failures)} failures a run ({mtbf})"
+        )
+        price = "" if study.price is None else f"; at the price given {_of(study.gpu_hours.times(study.price), amount)}"
+        yield f"cost      GPU-hours {_of(study.gpu_hours, amount)}{price}; lost work counts, the queue does not"
 
 
-def _mtbf(study: Study) -> str:
-    mtbf = study.scenario.mtbf_s
-    return "none assumed" if math.isinf(mtbf) else f"one in {span(mtbf)} of this job"
-
-
-def _of(spread: Spread) -> str:
-    if math.isinf(spread.median):
-        return "never"
-    return f"{span(spread.median)} (10 to 90 %: {span(spread.low)} to {span(spread.high)})"
+def _of(spread: Spread, shown: Callable[[float], str]) -> str:
+    """With what most runs lie between, where they differ."""
+    low, high = (shown(value) if math.isfinite(value) else "no end" for value in (spread.low, spread.high))
+    return shown(spread.median) if low == high else f"{shown(spread.median)} (10 to 90 %: {low} to {high})"
 
 
 def _saving(study: Study) -> str:
     intervals = study.intervals
     chosen, found = intervals.chosen, intervals.best
-    own = (
-        f"saving    every {chosen.steps} steps costs {100 * chosen.simulated:.1f} % of the time with what failures take"
-    )
+    if found.simulated == 1.0:
+        return "saving    at no interval does the run get on: nodes fail before the shortest has ended"
+    cost, least = (f"{100 * interval.simulated:.1f} %" for interval in (chosen, found))
+    own = f"saving    {every(chosen.steps)} costs {cost} of the time with what failures take"
     if math.isinf(intervals.daly_s):
         return f"{own}; without failures, the fewer the better"
     near = f"Young {span(intervals.young_s)}, Daly {span(intervals.daly_s)} between checkpoints"
-    if found.steps == chosen.steps:
+    if least == cost:
         return f"{own}; no other interval is better ({near})"
-    return f"{own}; best every {found.steps} ({span(found.seconds)}), {100 * found.simulated:.1f} % ({near})"
+    return f"{own}; best {every(found.steps)} ({span(found.seconds)}), {least} ({near})"
 
 
-def _split(study: Study) -> str:
-    own, split = study.reasoning[0].step_s, study.split
+def _split(study: Study) -> Iterator[str]:
+    split = study.split
     if split is None:
-        return "split     no way to give nodes of their own to engines: give more nodes, or sequences that divide"
-    if math.isinf(split.best.step_s):
-        return f"split     no split of {split.nodes} nodes runs: {split.best.reason}"
-    wide = f"engines of {split.gpus_per_engine} GPU{'s' if split.gpus_per_engine > 1 else ''}"
-    return (
-        f"split     best of {len(split.tried)}: {split.best.generate_nodes} of {split.nodes} nodes generate ({wide}, one "
-        f"step off policy), {span(split.best.step_s)} a step; as laid out {span(own)}"
+        yield "split     no way to share the nodes out: give another number, or sequences that divide"
+        return
+    best, off = split.best, split.best_off
+    if math.isinf(best.step_s):
+        yield f"split     no way of sharing {split.nodes} nodes out runs: {best.reason}"
+        return
+    yield (
+        f"split     best of {len(split.tried)} that can be launched (vLLM, synchronous): {_placed(best, split.nodes)}, "
+        f"{span(best.step_s)} a step; as laid out {span(study.reasoning[0].step_s)}"
     )
+    if math.isfinite(off.one_step_off_s):
+        yield (
+            f"          one step off policy, which lrscale plans and does not run yet: {_placed(off, split.nodes)}, "
+            f"{span(off.one_step_off_s)} a step"
+        )
+
+
+def _placed(split: SplitTime, nodes: int) -> str:
+    engines = f"engines of {split.gpus_per_engine} GPU{'s' if split.gpus_per_engine > 1 else ''}"
+    if not split.generate_nodes:
+        return f"{engines} beside the trainer"
+    return f"{split.generate_nodes} of {nodes} nodes generate ({engines})"
 
 
 def _reasoning(study: Study) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from lrscale.config.hardware import Machine
 from lrscale.config.recipe import Recipe
-from lrscale.config.reward import TaskRewardConfig
 from lrscale.plan.duration import duration_s
 from lrscale.plan.fit import overflow
 from lrscale.plan.layout import Layout
@@ -29,7 +28,6 @@ class Assumptions:
     steps: int | None = None
     failures_per_node_day: float | None = None
     requeue_s: float | None = None
-    score_s: float | None = None
     lengths: LengthSource | None = None
     other_lengths: LengthSource | None = None
     """Of the other way of reasoning (discrete for a recipe with latents), where a run has told them."""
@@ -57,7 +55,9 @@ class PlannedRun:
             prompt_tokens=round(self.work.prompt_tokens),
             lengths=self.lengths,
             costs=costs_of(model, self.work),
-            scoring=self._scoring(layout),
+            scoring=Scoring(
+                model.scoring_workers, LognormalLatency(self.work.scoring_s, self.machine.runs.score_spread.value)
+            ),
             engines=model.engines,
             train_nodes=layout.train_nodes,
             generate_nodes=layout.rollout_nodes,
@@ -68,6 +68,7 @@ class PlannedRun:
             refresh_every=self.work.refresh_every,
             failures=self._failures,
             time_limit_s=limit_s,
+            arms=len(rl.arms),
         )
 
     @property
@@ -92,32 +93,26 @@ class PlannedRun:
         latents = given or InLatents(scenario.lengths, self.form, sum(ratios) / len(ratios))
         return replace(scenario, lengths=latents)
 
-    def kinds_of_split(self, layout: Layout) -> Iterator[Layout]:
-        """The same nodes, half of them generating, by GPUs an engine: as laid out, or whatever a node can hold."""
-        gpus, nodes = layout.gpus_per_node, layout.nodes
+    def engines_of(self, layout: Layout) -> Iterator[Layout]:
+        """The same nodes with vLLM engines beside the trainer, by GPUs an engine: as laid out, or whatever a node can
+        hold."""
+        gpus = layout.gpus_per_node
         widths = [layout.tensor_parallel] if layout.engine == "vllm" else [n for n in _ENGINE_GPUS if gpus % n == 0]
-        half = max((n for n in self.candidates(layout) if n <= nodes / 2), default=max(1, nodes // 2))
         for width in widths:
-            yield replace(
-                layout,
-                engine="vllm",
-                tensor_parallel=width,
-                rollout_nodes=half,
-                train_nodes=nodes - half,
-                one_step_off=True,
-            )
+            yield Layout(train_nodes=layout.nodes, gpus_per_node=gpus, engine="vllm", tensor_parallel=width)
 
     def candidates(self, layout: Layout) -> list[int]:
-        """Numbers of the nodes that could generate: the sequences divide over the GPUs of the others."""
+        """Numbers of the nodes that could generate and do nothing else, 0 for none: the sequences divide over the GPUs
+        of the others."""
         return [
             generate
-            for generate in range(1, layout.nodes)
+            for generate in range(layout.nodes)
             if self.work.sequences % ((layout.nodes - generate) * layout.gpus_per_node) == 0
         ]
 
     def split(self, kind: Layout, generate_nodes: int) -> Scenario:
-        """With so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
-        layout = replace(kind, rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes)
+        """Engines of this kind with so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
+        layout = kind.resized(rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes)
         memory = memory_plan(self.recipe, self.dims, layout, self.machine)
         over = overflow(memory, self.recipe)
         if over is not None:
@@ -135,17 +130,6 @@ class PlannedRun:
             usual.requeue_s.value if requeue_s is None else requeue_s,
         )
 
-    def _scoring(self, layout: Layout) -> Scoring:
-        reward, given, usual = self.recipe.reward, self.assumptions.score_s, self.machine.runs
-        spread = usual.score_spread.value
-        if isinstance(reward, TaskRewardConfig):
-            return Scoring(1, LognormalLatency(0.0 if given is None else given, spread))
-        seconds = usual.score_s.value if given is None else given
-        workers = reward.pool.workers * layout.train_gpus
-        if reward.pool.concurrency:
-            workers = min(workers, max(reward.pool.concurrency, layout.train_gpus))
-        return Scoring(workers, LognormalLatency(seconds, spread))
-
 
 def costs_of(model: StepModel, work: Workload) -> Costs:
     """The plan's rates as the simulation takes them."""
@@ -158,13 +142,14 @@ def costs_of(model: StepModel, work: Workload) -> Costs:
         update_s_per_token=work.passes * model.update_s,
         update_s=work.passes * work.minibatches * model.optimizer_s,
         publish_s=model.publish_s,
-        refresh_s=model.refresh_s + (model.projector_publish_s if work.refresh_every else 0.0),
+        refresh_s=model.refresh_s,
         checkpoint_s=model.checkpoint_s,
         start_s=model.start_s + model.load_s,
+        resume_s=model.resume_s,
     )
 
 
 def _rows(model: StepModel, work: Workload) -> int:
     """Rows of the mean length that an engine holds; 0 where its cache has no room for one."""
-    positions = work.prompt_tokens + work.lengths.mean
-    return model.max_batch(positions) if model.cache_positions >= positions else 0
+    own = work.lengths.mean
+    return model.places(work.prompt_tokens, own, work.group) if model.cache_positions >= work.prompt_tokens + own else 0

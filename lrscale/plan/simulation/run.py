@@ -37,9 +37,14 @@ class RunOutcome:
         return self.failures + self.drains
 
     @property
+    def held_s(self) -> float:
+        """Seconds for which the job has its nodes: those in the queue left out."""
+        return self.seconds - self.ledger.phases["queue"]
+
+    @property
     def step_s(self) -> float:
-        """Mean seconds a step: start, queue, and what failures and checkpoints took left out."""
-        productive = ("rollout", "score", "logprobs", "update", "refresh", "publish")
+        """Mean seconds a step, checkpoints with it: start, queue, and what failures took left out."""
+        productive = ("rollout", "score", "logprobs", "update", "refresh", "publish", "checkpoint")
         done = len(self.ledger.step_ends)
         return sum(self.ledger.phases[name] for name in productive) / done if done else math.inf
 
@@ -66,7 +71,7 @@ def simulate_run(
             did, drawn at random.
         told: Told of every step that is done.
     """
-    workload = Workload(scenario, seed, scenario.steps if detailed_steps is None else max(1, detailed_steps))
+    workload = Workload(scenario, seed, scenario.all_steps if detailed_steps is None else max(1, detailed_steps))
     ledger, random = Ledger(), Random(f"{seed} failures")
     now, saved, failures, drains, vain = 0.0, 0, 0, 0, 0
     spans: list[Span] = []

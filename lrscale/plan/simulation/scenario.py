@@ -67,6 +67,8 @@ class Costs:
     """The trainer waits for it."""
     start_s: float = 0.0
     """From the first process to the first step: imports, process groups, weights."""
+    resume_s: float = 0.0
+    """More of it where there is a checkpoint to go on from."""
     update_s: float = 0.0
     """Of an update whatever its tokens."""
 
@@ -85,6 +87,14 @@ class Costs:
                 f"costs: an engine holds {self.max_rows} rows, so nothing can be generated: its KV memory is too small "
                 "for one sequence; give it more GPUs or shorter sequences"
             )
+
+    def logprobs_s(self, positions: int) -> float:
+        """Of a step."""
+        return positions * self.logprob_s_per_token
+
+    def updating_s(self, positions: int) -> float:
+        """Of a step."""
+        return self.update_s + positions * self.update_s_per_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,7 @@ class Scenario:
     """A run of RL."""
 
     steps: int
+    """Of each arm."""
     prompts_per_step: int
     group_size: int
     prompt_tokens: int
@@ -138,9 +149,11 @@ class Scenario:
     failures: Failures = field(default_factory=Failures)
     time_limit_s: float | None = None
     """Of one pass through the queue, less the time to drain; the run saves and queues again."""
+    arms: int = 1
+    """Trained one after the other, all alike."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "prompts_per_step", "group_size", "engines", "train_nodes", "checkpoint_every")
+        counts = ("steps", "arms", "prompts_per_step", "group_size", "engines", "train_nodes", "checkpoint_every")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"simulation: {name} is {getattr(self, name)}, needed at least 1")
@@ -159,6 +172,23 @@ class Scenario:
                 f"simulation: the time limit leaves {self.time_limit_s:.0f} s, and starting takes "
                 f"{self.costs.start_s:.0f} s: no step would ever be done"
             )
+
+    @property
+    def all_steps(self) -> int:
+        """Of all arms."""
+        return self.arms * self.steps
+
+    def ends_arm(self, step: int) -> bool:
+        return step % self.steps == 0
+
+    def refreshes(self, step: int) -> bool:
+        return self.refresh_every > 0 and self._of_arm(step) % self.refresh_every == 0
+
+    def saves(self, step: int) -> bool:
+        return self._of_arm(step) % self.checkpoint_every == 0 or self.ends_arm(step)
+
+    def _of_arm(self, step: int) -> int:
+        return (step - 1) % self.steps + 1
 
     @property
     def sequences(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lrscale.plan.layout import Layout
@@ -15,7 +15,7 @@ from lrscale.plan.simulation.lengths import mean_completion
 from lrscale.plan.simulation.planned import PlannedRun
 from lrscale.plan.simulation.run import RunOutcome, simulate_run
 from lrscale.plan.simulation.scenario import Scenario
-from lrscale.plan.simulation.splits import SplitTime, best, split_times, steady_step_s
+from lrscale.plan.simulation.splits import SplitTime, few_steps, split_times, steady_step_s
 
 _DETAILED_SEQUENCES = 60_000
 """Simulated one by one, over all seeds; with more of them further steps are drawn from those."""
@@ -40,18 +40,36 @@ class Spread:
         tenths = statistics.quantiles(ordered, n=10, method="inclusive")
         return cls(statistics.median(ordered), tenths[0], tenths[-1])
 
+    def times(self, factor: float) -> Spread:
+        return Spread(*(value * factor for value in (self.median, self.low, self.high)))
+
 
 @dataclass(frozen=True, slots=True)
 class SplitChoice:
-    """The nodes shared out between generating and training, one step off policy."""
+    """Ways of sharing the nodes out between generating and training, vLLM engines beside the trainer among them."""
 
-    gpus_per_engine: int
-    tried: tuple[SplitTime, ...]
     nodes: int
+    tried: tuple[SplitTime, ...]
 
     @property
     def best(self) -> SplitTime:
-        return best(self.tried)
+        """With the shortest step where generating and training take turns, as lrscale runs it."""
+        return min(self.tried, key=lambda split: split.step_s)
+
+    @property
+    def best_off(self) -> SplitTime:
+        """One step off policy."""
+        return min(self.tried, key=lambda split: split.one_step_off_s)
+
+    def to_json(self) -> dict[str, Any]:
+        """The best rows are null where none runs."""
+        best, off = (_way(split) for split in (self.best, self.best_off))
+        return {
+            "nodes": self.nodes,
+            "best": None if best["step_s"] is None else best,
+            "best_one_step_off": None if off["one_step_off_s"] is None else off,
+            "tried": [_way(split) for split in self.tried],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +95,23 @@ class Study:
     """Of each seed; the later steps are drawn from them."""
     seconds: Spread
     """To the last step."""
+    gpu_hours: Spread
+    """For which the job holds its nodes: lost work counts, the queue does not."""
+    price: float | None
+    """Of a GPU-hour."""
     step_s: Spread
+    ended: int
+    """Runs that came to the last step; the others fail again and again before they can save."""
     failures: float
-    """Mean a run."""
+    """Mean of these."""
     restarts: int
-    """Of the run with most of them, time limits included."""
+    """Of that with most of them, time limits included."""
     phases: dict[str, float]
     """Share of the wall time of all runs."""
     utilisation: dict[str, float]
     intervals: IntervalChoice
     split: SplitChoice | None
-    """None with one node."""
+    """None where the sequences divide over no part of the nodes."""
     reasoning: tuple[Reasoning, Reasoning]
     """As the recipe has it, and the other way."""
     spans: tuple[Span, ...]
@@ -98,12 +122,16 @@ class Study:
         intervals = self.intervals
         return {
             "steps": self.scenario.steps,
+            "arms": self.scenario.arms,
             "seeds": self.seeds,
             "detailed_steps": self.detailed_steps,
             "placement": self.scenario.placement,
             "schedule": self.scenario.schedule,
             "lengths": self.scenario.lengths.name,
+            "ended": self.ended,
             "seconds": _spread(self.seconds),
+            "gpu_hours": _spread(self.gpu_hours),
+            "price": None if self.price is None else _spread(self.gpu_hours.times(self.price)),
             "step_s": _spread(self.step_s),
             "failures_mean": self.failures,
             "restarts_max": self.restarts,
@@ -118,15 +146,7 @@ class Study:
                 "daly_s": _number(intervals.daly_s),
                 "mtbf_s": _number(self.scenario.mtbf_s),
             },
-            "split": self.split
-            and {
-                "gpus_per_engine": self.split.gpus_per_engine,
-                "best_rollout_nodes": self.split.best.generate_nodes if self.split.best.step_s < math.inf else None,
-                "tried": [
-                    {"rollout_nodes": s.generate_nodes, "step_s": _number(s.step_s), "reason": s.reason}
-                    for s in self.split.tried
-                ],
-            },
+            "split": self.split and self.split.to_json(),
             "reasoning": [
                 {"name": r.name, "tokens": r.tokens, "latent_steps": r.latent_steps, "step_s": r.step_s}
                 for r in self.reasoning
@@ -145,12 +165,18 @@ class Study:
 
 
 def study(
-    planned: PlannedRun, layout: Layout, *, seeds: int = 5, told: Callable[[int, int], None] = lambda done, total: None
+    planned: PlannedRun,
+    layout: Layout,
+    *,
+    seeds: int = 5,
+    price: float | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Study:
     """Simulate a recipe as it is laid out, and look at what could be chosen differently.
 
     Args:
         seeds: Runs, with seeds from 0 on.
+        price: Of a GPU-hour.
         told: Told how much is done, and of how much.
 
     Raises:
@@ -159,31 +185,37 @@ def study(
     if seeds < 1:
         raise ValueError(f"seeds: given {seeds}, needed at least 1")
     scenario = planned.scenario(layout)
-    detailed = min(scenario.steps, max(_LEAST_DETAILED, _DETAILED_SEQUENCES // (seeds * scenario.sequences)))
-    count = _Count(told, seeds * scenario.steps)
+    detailed = min(scenario.all_steps, max(_LEAST_DETAILED, _DETAILED_SEQUENCES // (seeds * scenario.sequences)))
+    count = _Count(told, seeds * scenario.all_steps)
     runs = [
-        simulate_run(scenario, seed, detailed_steps=detailed, told=count.farthest(seed * scenario.steps))
+        simulate_run(scenario, seed, detailed_steps=detailed, told=count.farthest(seed * scenario.all_steps))
         for seed in range(seeds)
     ]
-    step_s, steady_s = Spread.of([run.step_s for run in runs]), steady_step_s(scenario)
+    ended = [run for run in runs if math.isfinite(run.seconds)]
+    records = few_steps(scenario)
+    unsaved_s = steady_step_s(replace(scenario, costs=replace(scenario.costs, checkpoint_s=0.0)), records)
     reliability = Reliability(
         scenario.costs.checkpoint_s,
         scenario.mtbf_s,
-        scenario.failures.detect_s + scenario.failures.requeue_s + scenario.costs.start_s,
+        scenario.costs.start_s + scenario.costs.resume_s,
+        scenario.failures.detect_s + scenario.failures.requeue_s,
     )
     return Study(
         scenario=scenario,
         seeds=seeds,
         detailed_steps=detailed,
         seconds=Spread.of([run.seconds for run in runs]),
-        step_s=step_s,
-        failures=statistics.fmean(run.failures for run in runs),
-        restarts=max(run.restarts for run in runs),
+        gpu_hours=Spread.of([run.held_s / 3600 * layout.gpus for run in runs]),
+        price=price,
+        step_s=Spread.of([run.step_s for run in runs]),
+        ended=len(ended),
+        failures=statistics.fmean(run.failures for run in ended) if ended else 0.0,
+        restarts=max((run.restarts for run in ended), default=0),
         phases=_shares(runs),
         utilisation={role: statistics.fmean(run.utilisation()[role] for run in runs) for role in runs[0].utilisation()},
-        intervals=best_interval(steady_s, scenario.checkpoint_every, reliability, scenario.steps),
+        intervals=best_interval(unsaved_s, scenario.checkpoint_every, reliability, scenario.steps),
         split=_best_split(planned, layout),
-        reasoning=_reasoning(planned, scenario, steady_s),
+        reasoning=_reasoning(planned, scenario, steady_step_s(scenario, records)),
         spans=runs[0].spans,
     )
 
@@ -209,27 +241,44 @@ def _shares(runs: Sequence[RunOutcome]) -> dict[str, float]:
 
 
 def _best_split(planned: PlannedRun, layout: Layout) -> SplitChoice | None:
-    candidates = planned.candidates(layout)
-    if not candidates:
-        return None
-    kinds = list(planned.kinds_of_split(layout))
-    half = kinds[0].rollout_nodes
-    # What an engine spans is settled with half of the nodes; how many nodes there should be, with that.
-    kind = kinds[0]
-    if len(kinds) > 1:
-        kind = min(kinds, key=lambda one: split_times(lambda count: planned.split(one, count), [half])[0].step_s)
-    tried = split_times(lambda count: planned.split(kind, count), candidates)
-    return SplitChoice(kind.tensor_parallel, tried, layout.nodes)
+    candidates, kinds = planned.candidates(layout), list(planned.engines_of(layout))
+    apart = [count for count in candidates if count]
+    tried: list[SplitTime] = []
+    if 0 in candidates:
+        tried += [_timed(planned, kind, [0])[0] for kind in kinds]
+    if apart:
+        # What an engine spans is settled with half of the nodes; how many nodes there should be, with that.
+        half = max((count for count in apart if count <= layout.nodes / 2), default=apart[0])
+        kind = min(kinds, key=lambda kind: _timed(planned, kind, [half])[0].step_s) if len(kinds) > 1 else kinds[0]
+        tried += _timed(planned, kind, apart)
+    return SplitChoice(layout.nodes, tuple(tried)) if tried else None
+
+
+def _timed(planned: PlannedRun, kind: Layout, candidates: Sequence[int]) -> list[SplitTime]:
+    times = split_times(lambda count: planned.split(kind, count), candidates)
+    return [replace(time, gpus_per_engine=kind.tensor_parallel) for time in times]
 
 
 def _reasoning(planned: PlannedRun, scenario: Scenario, steady_s: float) -> tuple[Reasoning, Reasoning]:
     names = ("with latents", "discrete") if planned.work.latent_share else ("discrete", "with latents")
     other = planned.in_the_other_way(scenario)
     ways = []
-    for name, way, step_s in zip(names, (scenario, other), (steady_s, steady_step_s(other)), strict=True):
+    for name, way, step_s in zip(
+        names, (scenario, other), (steady_s, steady_step_s(other, few_steps(other))), strict=True
+    ):
         tokens, latents = mean_completion(way.lengths)
         ways.append(Reasoning(name, way.lengths.name, tokens, latents, step_s))
     return ways[0], ways[1]
+
+
+def _way(split: SplitTime) -> dict[str, Any]:
+    return {
+        "rollout_nodes": split.generate_nodes,
+        "gpus_per_engine": split.gpus_per_engine,
+        "step_s": _number(split.step_s),
+        "one_step_off_s": _number(split.one_step_off_s),
+        "reason": split.reason,
+    }
 
 
 def _spread(spread: Spread) -> dict[str, float | None]:

@@ -58,21 +58,18 @@ def test_roles_share_the_job_or_are_components_of_it() -> None:
     assert "--nodes=8" in parts[: parts.index(":")] and "--nodes=2" in parts[parts.index(":") :]
 
 
-def test_sequences_longer_than_the_model_are_refused_by_plan_and_launch_alike(tmp_path: Path) -> None:
-    """Locks out a plan of a run that the ranks refuse, and a launch that knows better. Restarts are left to the ranks."""
+def test_sequences_longer_than_the_model_are_refused_by_the_plan_and_named_by_launch(tmp_path: Path) -> None:
+    """Locks out a plan of sequences that the ranks refuse. What launch knows are limits, not how long prompts are."""
     long = large("task.max_prompt_tokens=130000")
-
-    def launch(loaded: LoadedRecipe, *, in_job: bool = False) -> object:
-        return on_slurm.plan(loaded, tmp_path, dry=True, say=[].append, in_job=in_job)
-
-    for planning in (lambda: launch(long), lambda: plan_of(long, load_machine())):
-        with pytest.raises(RecipeError) as caught:
-            planning()
-        (problem,) = caught.value.problems
-        assert problem.key == "task.max_prompt_tokens" and "--set task.max_prompt_tokens=129024" in problem.help
-        assert "132048 positions (task.max_prompt_tokens 130000 + rollout.max_new_tokens 2048)" in problem.message
-        assert "meta-llama/Llama-3.3-70B-Instruct has 131072" in problem.message
-    assert launch(long, in_job=True) and launch(large("task.max_prompt_tokens=129024"))
+    with pytest.raises(RecipeError) as caught:
+        plan_of(long, load_machine())
+    (problem,) = caught.value.problems
+    assert problem.key == "task.max_prompt_tokens" and "--set task.max_prompt_tokens=129024" in problem.help
+    said = "132048 positions (task.max_prompt_tokens 130000 + rollout.max_new_tokens 2048)"
+    assert said in problem.message and "meta-llama/Llama-3.3-70B-Instruct has 131072" in problem.message
+    for loaded, warned in ((long, True), (large("task.max_prompt_tokens=129024"), False)):
+        planned = on_slurm.plan(loaded, tmp_path, dry=True, say=[].append)
+        assert any(said in line for line in planned.lines) == warned
 
 
 def test_launch_and_plan_count_the_same_projector() -> None:

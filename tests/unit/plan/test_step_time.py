@@ -15,8 +15,9 @@ from lrscale.config.recipe import Recipe
 from lrscale.plan.collectives import gather_s
 from lrscale.plan.layout import LayoutError, layout_of
 from lrscale.plan.lengths import Lengths
+from lrscale.plan.lumps import Lump
 from lrscale.plan.model_dims import known_dims
-from lrscale.plan.step_cost import run_cost, step_time
+from lrscale.plan.step_cost import StepTime, run_cost, step_time
 from lrscale.plan.step_rates import StepModel
 from lrscale.plan.step_time import step_model
 from lrscale.plan.workload import workload
@@ -112,7 +113,25 @@ def test_one_step_off_policy_takes_the_slower_side() -> None:
         model = rates(recipe, rollout_nodes=4, one_step_off=off)
         times.append(step_time(model, workload(recipe), recipe))
     assert times[0].total == pytest.approx(times[0].generating + times[0].training + times[0].publish)
-    assert times[1].total == pytest.approx(max(times[1].generating, times[1].training) + times[1].publish)
+    quiet = replace(times[1], refreshing=Lump(0.0, 0), saving=Lump(0.0, 0))
+    assert quiet.total == pytest.approx(max(quiet.generating, quiet.training) + quiet.publish)
+
+
+@pytest.mark.parametrize(("refresh_every", "checkpoint_every"), [(3, 2), (4, 6), (1, 1), (0, 5), (1000, 7)])
+def test_lumps_fall_where_they_fall(refresh_every: int, checkpoint_every: int) -> None:
+    """Locks out a refresh of minutes that disappears behind generation because its mean a step would."""
+    step = StepTime(
+        rollout=30.0, scoring=1.0, log_probs=4.0, update=10.0, publish=2.0, refreshing=Lump(100.0, refresh_every),
+        saving=Lump(20.0, checkpoint_every), one_step_off=True,
+    )  # fmt: skip
+    period = max(1, refresh_every) * checkpoint_every
+    by_hand = 0.0
+    for number in range(1, period + 1):
+        refresh = 100.0 if refresh_every and number % refresh_every == 0 else 0.0
+        by_hand += 2.0 + max(31.0, 14.0 + refresh + (20.0 if number % checkpoint_every == 0 else 0.0))
+    assert step.total == pytest.approx(by_hand / period)
+    in_turns = replace(step, one_step_off=False)
+    assert in_turns.total == pytest.approx(47.0 + in_turns.refresh + in_turns.checkpoint)
 
 
 def test_a_run_costs_its_gpus_for_as_long_as_it_lasts() -> None:

@@ -18,8 +18,9 @@ from lrscale.plan.simulation.lengths import (
     MeasuredLengths,
     mean_completion,
 )
-from lrscale.plan.simulation.scenario import Failures, LognormalLatency, Scoring
-from lrscale.plan.simulation.splits import best, split_times, steady_step_s
+from lrscale.plan.simulation.run import simulate_run
+from lrscale.plan.simulation.scenario import Failures, LognormalLatency, Scenario, Scoring
+from lrscale.plan.simulation.splits import few_steps, split_time, split_times, steady_step_s
 from tests.unit.plan.simulation.scenarios import COSTS, fixed, scenario
 
 
@@ -77,20 +78,32 @@ def test_latents_take_the_place_of_sentences_and_back() -> None:
 
 @pytest.mark.parametrize("nodes", [4, 60])
 def test_the_best_split_is_found(nodes: int) -> None:
-    """Among all of them, though with many nodes only some are tried."""
+    """Among all of them and by either schedule, though with many nodes only some are tried."""
 
-    def build(generate_nodes: int) -> object:
+    def build(generate_nodes: int) -> Scenario:
         if generate_nodes == 3:
             raise ValueError("does not divide")
         train_nodes = nodes - generate_nodes
         costs = replace(COSTS, update_s_per_token=0.05 / train_nodes, logprob_s_per_token=0.0)
         return scenario(
-            engines=generate_nodes, costs=costs, placement="split", schedule="one_step_off",
+            engines=generate_nodes, costs=costs, placement="split",
             generate_nodes=generate_nodes, train_nodes=train_nodes,
         )  # fmt: skip
 
-    tried = split_times(build, range(1, nodes))  # type: ignore[arg-type]
-    assert len(tried) == 3 if nodes == 4 else len(tried) < 25
-    everything = [steady_step_s(build(count)) for count in range(1, nodes) if count != 3]  # type: ignore[arg-type]
-    assert best(tried).step_s <= 1.03 * min(everything)
+    tried = split_times(build, range(1, nodes))
+    assert len(tried) == 3 if nodes == 4 else len(tried) < 45
+    everything = [split_time(build, count) for count in range(1, nodes)]
+    for schedule in ("step_s", "one_step_off_s"):
+        seconds = [[getattr(split, schedule) for split in splits] for splits in (tried, everything)]
+        assert min(seconds[0]) <= 1.03 * min(seconds[1])
+    assert all(split.one_step_off_s <= split.step_s for split in everything)
     assert [split.reason for split in tried if split.generate_nodes == 3] in ([], ["does not divide"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"placement": "split", "generate_nodes": 2, "schedule": "one_step_off"}])
+def test_a_steady_step_is_that_of_a_long_run(changes: dict[str, object]) -> None:
+    """Locks out a refresh or a checkpoint that counts in full where generation hides it, or not at all."""
+    costs = replace(COSTS, refresh_s=12.0, checkpoint_s=5.0)
+    some = scenario(steps=240, costs=costs, checkpoint_every=6, **changes)
+    steady_s = steady_step_s(some, few_steps(some))
+    assert steady_s == pytest.approx(simulate_run(some, seed=0, detailed_steps=60).step_s, rel=0.03)
