@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from lrscale.launch.finished_run import MeasuredRun, read_measured
 from lrscale.launch.planning import plan_of
 from lrscale.launch.simulating import SimulationOptions, simulate
 from lrscale.plan.run_plan import RunPlan
-from lrscale.plan.scaling import scale_points
 from lrscale.plan.simulation.findings import study_lines
 from lrscale.plan.simulation.planned import PlannedRun, costs_of
 from lrscale.plan.simulation.splits import steady_step_s
@@ -149,15 +147,3 @@ def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
         plan(measured=read(tmp_path))
     with pytest.raises(RecipeError, match="needed 0 or more"):
         found(plan(), seeds=1, failures_per_node_day=-1.0)
-
-
-def test_more_gpus_with_the_same_work() -> None:
-    """Locks out layouts over which the sequences do not divide, and a step that more GPUs make slower to compute."""
-    some = plan()
-    points = list(scale_points(some.recipe, some.dims, some.layout, some.machine, some.work))
-    assert [point.gpus for point in points if point.gpus == some.layout.gpus] == [64]
-    assert all(some.work.sequences % point.gpus == 0 for point in points)
-    assert [point.step_s for point in points] == sorted((point.step_s for point in points), reverse=True)
-    more = replace(some.layout, rollout_nodes=4, one_step_off=True)
-    split = [point.gpus for point in scale_points(some.recipe, some.dims, more, some.machine, some.work)]
-    assert 96 in split and all(count % 3 == 0 for count in split)
