@@ -147,3 +147,13 @@ def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
         plan(measured=read(tmp_path))
     with pytest.raises(RecipeError, match="needed 0 or more"):
         found(plan(), seeds=1, failures_per_node_day=-1.0)
+
+
+def test_the_time_line_reaches_the_first_refresh_and_checkpoint() -> None:
+    """Locks out charts that end before anything but rollouts and updates has come."""
+    planned = plan(rollout_nodes=4, one_step_off=True)
+    every = planned.work.refresh_every
+    spans = found(planned, seeds=1, steps=20).spans
+    phases = {(span.phase, span.step) for span in spans}
+    assert {("refresh", every), ("checkpoint", 6), ("update", every + 2), ("rollout", every + 3)} <= phases
+    assert len({span.step for span in found(plan("stages.rl.checkpoint_every=150"), seeds=1).spans}) < 80
