@@ -47,7 +47,7 @@ def simulate(
         arm = measured.arm(plan.recipe.stages.rl.arms)
         lengths, other = measured.lengths[arm], measured.other_than(arm)
         assumptions = replace(assumptions, lengths=lengths, other_lengths=other)
-    planned = PlannedRun(plan.recipe, plan.dims, plan.machine, plan.work, assumptions)
+    planned = PlannedRun(plan.recipe, plan.dims, plan.machine, plan.work, assumptions, plan.zero)
     seeds = {} if options.seeds is None else {"seeds": options.seeds}
     try:
         return study(planned, plan.layout, price=options.price, told=told, **seeds)

@@ -17,7 +17,6 @@ def charted_values(plan: RunPlan, simulation: dict[str, Any] | None = None) -> d
     values = run_values(plan)
     found: dict[str, Any] = {name: values[name] for name in _KEPT}
     found["gpu_limit_gib"] = plan.recipe.cluster.gpu_memory_gib
-    found["scaling"] = [
-        asdict(point) for point in scale_points(plan.recipe, plan.dims, plan.layout, plan.machine, plan.work)
-    ]
+    found["every_steps"] = {"refresh": plan.work.refresh_every, "checkpoint": plan.recipe.stages.rl.checkpoint_every}
+    found["scaling"] = [asdict(point) for point in scale_points(plan)]
     return found if simulation is None else {**found, "simulation": simulation}

@@ -36,6 +36,8 @@ class RunPlan:
     layout: Layout
     machine: Machine
     work: Workload
+    zero: ZeroSettings | None
+    """Of the DeepSpeed file; None: what the files of ds_configs/ come to."""
     memory: MemoryPlan
     overflow: Overflow | None
     """None where everything fits."""
@@ -76,6 +78,7 @@ def plan_run(  # noqa: PLR0913 - everything that decides a plan
         layout=layout,
         machine=machine,
         work=work,
+        zero=zero,
         memory=memory,
         overflow=over,
         activations=_activations(recipe, dims, layout, machine, zero),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from lrscale.config.hardware import Machine
-from lrscale.config.recipe import Recipe
 from lrscale.plan.fit import overflow
 from lrscale.plan.layout import Layout
 from lrscale.plan.memory import memory_plan
-from lrscale.plan.model_dims import ModelDims
+from lrscale.plan.run_plan import RunPlan
 from lrscale.plan.step_cost import step_time
 from lrscale.plan.step_time import step_model
-from lrscale.plan.workload import Workload
 
 MOST_GPUS = 4096
+_GAPS = 16
+"""Into which a logarithmic axis is cut; no two points are nearer to each other than one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +28,44 @@ class ScalePoint:
     """Into their memory."""
 
 
-def scale_points(
-    recipe: Recipe, dims: ModelDims, layout: Layout, machine: Machine, work: Workload
-) -> Iterator[ScalePoint]:
-    """Halves and doubles of the layout, in its proportion of generating and training nodes, with the same work.
+def scale_points(plan: RunPlan) -> Iterator[ScalePoint]:
+    """The planned layout, and the same with fewer and with more nodes, with the same work.
 
-    Up to MOST_GPUS, as far as the sequences of a step divide over the training GPUs.
+    Numbers of nodes whose engines hold no sequence are left out, other than the planned one.
     """
-    for power in range(-12, 13):
-        train, generate = _scaled(layout.train_nodes, power), _scaled(layout.rollout_nodes, power)
-        if train is None or generate is None:
-            continue
-        scaled = replace(layout, train_nodes=train, rollout_nodes=generate)
-        if scaled.gpus > MOST_GPUS or work.sequences % scaled.train_gpus:
-            continue
-        rates = step_model(recipe, dims, scaled, machine, work=work)
-        fits = overflow(memory_plan(recipe, dims, scaled, machine), recipe) is None
-        if rates.cache_positions:
-            yield ScalePoint(scaled.gpus, step_time(rates, work, recipe).total, fits)
+    recipe, dims, machine = plan.recipe, plan.dims, plan.machine
+    for layout in _thinned(list(_layouts(plan)), plan.layout):
+        rates = step_model(recipe, dims, layout, machine, work=plan.work)
+        over = overflow(memory_plan(recipe, dims, layout, machine, plan.zero), recipe)
+        if rates.cache_positions or layout == plan.layout:
+            yield ScalePoint(layout.gpus, step_time(rates, plan.work, recipe).total, over is None)
 
 
-def _scaled(count: int, power: int) -> int | None:
-    """count x 2^power where that is a whole number."""
-    if power >= 0:
-        return count << power
-    return count >> -power if count % (1 << -power) == 0 else None
+def _layouts(plan: RunPlan) -> Iterator[Layout]:
+    """Up to MOST_GPUS, in the plan's proportion of generating and training nodes, itself among them.
+
+    The sequences of a step divide over the training GPUs.
+    """
+    own = plan.layout
+    parts = math.gcd(own.train_nodes, own.rollout_nodes)
+    train, generate = own.train_nodes // parts, own.rollout_nodes // parts
+    single = plan.recipe.parallel.kind == "single"  # one process, on however many nodes
+    for times in range(1, max(parts, MOST_GPUS * parts // own.gpus) + 1):
+        layout = own if times == parts else own.resized(train_nodes=times * train, rollout_nodes=times * generate)
+        divides = plan.work.sequences % layout.train_gpus == 0
+        if layout == own or (divides and not single):
+            yield layout
+
+
+def _thinned(layouts: Sequence[Layout], own: Layout) -> list[Layout]:
+    """Those that stand apart on a logarithmic axis, outwards from `own`."""
+    apart = (layouts[-1].gpus / layouts[0].gpus) ** (1 / _GAPS)
+    at = layouts.index(own)
+    below, above = [own], [own]
+    for layout in reversed(layouts[:at]):
+        if below[-1].gpus >= apart * layout.gpus:
+            below.append(layout)
+    for layout in layouts[at + 1 :]:
+        if layout.gpus >= apart * above[-1].gpus:
+            above.append(layout)
+    return [*reversed(below), *above[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lrscale.report.chart_style import PAGE_INK, PNG_INK, Ink
 from lrscale.report.charts import Chart, chart_of, figure_of, save_png, style
 from lrscale.report.plan_values import PlanValues, plan_values
 
-_WIDTH = 8.0
+_WIDTH, _CAPTION_INCHES = 8.0, 0.4
 
 
 def plan_charts(plan: Mapping[str, Any], name: str) -> list[Chart]:
@@ -23,13 +24,18 @@ def plan_charts(plan: Mapping[str, Any], name: str) -> list[Chart]:
 def write_plan_charts(plan: Mapping[str, Any], folder: Path, subject: str) -> list[Path]:
     """plan-memory.png, plan-step.png and plan-scaling.png, as far as the plan has numbers for them.
 
-    `subject` says whose plan it is, in the titles. Raises ChartsMissing without matplotlib, OSError where the folder
-    cannot be written.
+    `subject` says whose plan it is, in the titles; captions stand below them. Raises ChartsMissing without matplotlib,
+    OSError where the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values, written = plan_values(plan), []
-    for kind, title, _, draw in _drawn(values):
+    for kind, title, caption, draw in _drawn(values):
         figure = draw(values, PNG_INK)
+        figure.set_figheight(figure.get_figheight() + _CAPTION_INCHES)
+        with style(PNG_INK):
+            figure.axes[0].set_title(
+                textwrap.fill(caption, 105), fontsize=8.5, fontweight="normal", color=PNG_INK["muted"]
+            )
         path = folder / f"plan-{kind}.png"
         save_png(figure, path, f"{title} · {subject}")
         written.append(path)
@@ -42,22 +48,9 @@ Draw = Callable[[PlanValues, Ink], Any]
 def _drawn(values: PlanValues) -> Iterator[tuple[str, str, str, Draw]]:
     """(short name, title, caption, how to draw it) of the charts that there are numbers for."""
     if values.memory:
-        yield (
-            "memory",
-            "Memory of a GPU by phase",
-            "Memory of a GPU as planned, phase by phase; the dashed line is what it has. Buffers: reduce and gather "
-            "buckets, persistent parameters, whole tensors on their way.",
-            _memory,
-        )
+        yield "memory", *_of_memory(values), _memory
     if values.timeline:
-        how = "The first steps of a simulated run" if values.simulated else "A step at its mean seconds, as planned"
-        yield (
-            "step",
-            "Time line of the first steps" if values.simulated else "Time line of a step",
-            f"{how}; numbers are those of the steps. What comes every so many steps is drawn where it falls"
-            f"{'' if values.simulated else ' with its share of each'}.",
-            _timeline,
-        )
+        yield "step", *_of_timeline(values), _timeline
     if len(values.scaling) > 1:
         yield (
             "scaling",
@@ -68,21 +61,42 @@ def _drawn(values: PlanValues) -> Iterator[tuple[str, str, str, Draw]]:
         )
 
 
+def _of_memory(values: PlanValues) -> tuple[str, str]:
+    """Title and caption."""
+    title, caption = "Memory of a GPU by phase", "Memory of a GPU as planned, phase by phase"
+    limit, allowance = values.limit_gib, max(bar.total - bar.planned for bar in values.memory)
+    if values.small:
+        has = "" if limit is None else f", of the {limit:g} GiB that it has"
+        return f"{title}, without allowance", f"{caption}. Left out: {allowance:.3g} GiB for fragmentation{has}."
+    line = "" if limit is None else "; the dashed line is what it has"
+    buffers = "Buffers: reduce and gather buckets, persistent parameters, whole tensors on their way."
+    return title, f"{caption}{line}. {buffers}"
+
+
+def _of_timeline(values: PlanValues) -> tuple[str, str]:
+    """Title and caption."""
+    seldom = " and ".join(f"{name} (every {steps} steps)" for name, steps in values.every_steps.items())
+    if values.simulated:
+        title, how = "Time line of steps {} to {}, simulated".format(*values.simulated), "Of a simulated run"
+        where = "drawn where they come"
+    else:
+        several = len({bar.step for bar in values.timeline}) > 1
+        title = "Time line, one step off policy" if several else "Time line of a step"
+        how, where = "At mean seconds, as planned", "drawn in every step with their share of it"
+    return title, f"{how}; numbers are those of the steps.{f' Not in every step: {seldom}, {where}.' if seldom else ''}"
+
+
 def _memory(values: PlanValues, ink: Ink) -> Any:
     figure = figure_of(ink, _WIDTH, 1.6 + 0.34 * len(values.memory))
     with style(ink):
-        panels.memory(figure.add_subplot(), values.memory, values.limit_gib, ink)
-        shown = [kind for bar in values.memory for kind, size in bar.parts.items() if size >= 0.05]
-        panels.legend(figure, panels.MEMORY_COLOURS, shown, ink)
+        panels.legend(figure, panels.MEMORY_COLOURS, panels.memory(figure.add_subplot(), values, ink), ink)
     return figure
 
 
 def _timeline(values: PlanValues, ink: Ink) -> Any:
     figure = figure_of(ink, _WIDTH, 2.8)
     with style(ink):
-        panels.timeline(figure.add_subplot(), values.timeline, ink)
-        shown = [bar.phase if bar.phase in panels.TIME_COLOURS else "other" for bar in values.timeline]
-        panels.legend(figure, panels.TIME_COLOURS, shown, ink)
+        panels.legend(figure, panels.TIME_COLOURS, panels.timeline(figure.add_subplot(), values.timeline, ink), ink)
     return figure
 
 

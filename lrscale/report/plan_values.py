@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 _KINDS = {
@@ -22,6 +22,7 @@ _KINDS = {
 _ORDER = ("states", "buffers", *dict.fromkeys(kind for kind in _KINDS.values() if kind != "states"))
 _SHOWN_STEPS = 3
 _PHASES = {"logprobs": "log-probs"}
+_SELDOM = ("refresh", "checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class MemoryBar:
     @property
     def total(self) -> float:
         return sum(self.parts.values())
+
+    @property
+    def planned(self) -> float:
+        """The allowance for what nobody planned left out."""
+        return self.total - self.parts.get("allowance", 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +70,17 @@ class PlanValues:
     memory: tuple[MemoryBar, ...]
     limit_gib: float | None
     timeline: tuple[TimeBar, ...]
-    simulated: bool
-    """Whether the time line comes from a simulation, or from mean seconds."""
+    simulated: tuple[int, int] | None
+    """First and last step of the time line where it comes from a simulation; None: from mean seconds."""
+    every_steps: dict[str, int]
+    """Steps from one to the next of what does not come in every step."""
     scaling: tuple[ScaleValue, ...]
     gpus: int | None
+
+    @property
+    def small(self) -> bool:
+        """Whether the allowance would dwarf all else: MiB are shown then, and no allowance."""
+        return all(bar.planned < 1 for bar in self.memory)
 
 
 def plan_values(plan: Mapping[str, Any]) -> PlanValues:
@@ -75,17 +88,18 @@ def plan_values(plan: Mapping[str, Any]) -> PlanValues:
     try:
         return _read(plan)
     except (KeyError, TypeError, ValueError, AttributeError):
-        return PlanValues((), None, (), False, (), None)
+        return PlanValues((), None, (), None, {}, (), None)
 
 
 def _read(plan: Mapping[str, Any]) -> PlanValues:
-    simulated = _timeline(_section(plan, "simulation").get("timeline"))
+    simulated, shown = _timeline(_section(plan, "simulation").get("timeline"))
     limit, gpus = plan.get("gpu_limit_gib"), _section(plan, "layout").get("gpus")
     return PlanValues(
         memory=tuple(_memory(_section(_section(plan, "gpu_gib"), "phases"))),
         limit_gib=float(limit) if isinstance(limit, int | float) else None,
         timeline=simulated or tuple(_mean_step(plan)),
-        simulated=bool(simulated),
+        simulated=shown,
+        every_steps={name: int(steps) for name, steps in _section(plan, "every_steps").items() if steps > 1},
         scaling=tuple(
             ScaleValue(int(point["gpus"]), float(point["step_s"]), bool(point["fits"]))
             for point in plan.get("scaling") or ()
@@ -105,8 +119,8 @@ def _memory(phases: Mapping[str, Any]) -> Iterator[MemoryBar]:
         yield MemoryBar(phase, {kind: size for kind, size in sizes.items() if size > 0})
 
 
-def _timeline(spans: Any) -> tuple[TimeBar, ...]:
-    """The first steps of a simulated run, its start left out."""
+def _timeline(spans: Any) -> tuple[tuple[TimeBar, ...], tuple[int, int] | None]:
+    """Consecutive steps of a simulated run, and the first and the last of them; its start is left out."""
     bars = [
         TimeBar(
             str(span["role"]),
@@ -118,10 +132,22 @@ def _timeline(spans: Any) -> tuple[TimeBar, ...]:
         for span in spans or ()
         if span["phase"] != "start"
     ]
-    last = max((bar.end_s for bar in bars if bar.role == "train" and bar.step <= _SHOWN_STEPS), default=0.0)
-    return tuple(
-        TimeBar(bar.role, bar.phase, bar.step, bar.start_s, min(bar.end_s, last)) for bar in bars if bar.start_s < last
-    )
+    training = [bar for bar in bars if bar.role == "train"]
+    if not training:
+        return (), None
+    first = _fullest(training)
+    last = min(first + _SHOWN_STEPS - 1, training[-1].step)
+    start = min(bar.start_s for bar in bars if bar.step == first)
+    end = max(bar.end_s for bar in training if bar.step == last)
+    shown = (replace(bar, start_s=max(bar.start_s, start), end_s=min(bar.end_s, end)) for bar in bars)
+    return tuple(bar for bar in shown if bar.start_s < bar.end_s), (first, last)
+
+
+def _fullest(training: Sequence[TimeBar]) -> int:
+    """The first of the consecutive steps that show most of what does not come in every step."""
+    seldom = {(bar.phase, bar.step) for bar in training if bar.phase in _SELDOM}
+    firsts = range(training[0].step, max(training[0].step, training[-1].step - _SHOWN_STEPS + 1) + 1)
+    return max(firsts, key=lambda first: len({name for name, step in seldom if 0 <= step - first < _SHOWN_STEPS}))
 
 
 def _mean_step(plan: Mapping[str, Any]) -> Iterator[TimeBar]:

@@ -14,6 +14,7 @@ from lrscale.plan.memory import memory_plan
 from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.simulation.lengths import AssumedLengths, InLatents, InWords, LatentForm, LengthSource
 from lrscale.plan.simulation.scenario import Costs, Failures, LognormalLatency, Scenario, Scoring
+from lrscale.plan.states import ZeroSettings
 from lrscale.plan.step_rates import StepModel
 from lrscale.plan.step_time import step_model
 from lrscale.plan.workload import Workload
@@ -42,6 +43,8 @@ class PlannedRun:
     machine: Machine
     work: Workload
     assumptions: Assumptions = Assumptions()
+    zero: ZeroSettings | None = None
+    """Of the recipe's DeepSpeed file; None: those of the shipped files."""
 
     def scenario(self, layout: Layout) -> Scenario:
         """As laid out. ValueError where the layout is impossible, or where an engine holds no sequence."""
@@ -113,7 +116,7 @@ class PlannedRun:
     def split(self, kind: Layout, generate_nodes: int) -> Scenario:
         """Engines of this kind with so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
         layout = kind.resized(rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes)
-        memory = memory_plan(self.recipe, self.dims, layout, self.machine)
+        memory = memory_plan(self.recipe, self.dims, layout, self.machine, self.zero)
         over = overflow(memory, self.recipe)
         if over is not None:
             where = "of a host" if over.host else "a GPU"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -14,7 +14,8 @@ from lrscale.plan.simulation.scenario import Scenario
 
 _WITHOUT_PROGRESS = 200
 """So many attempts in a row without a new checkpoint, and the run is given up: it would go on for ever."""
-_SPANS_OF_STEPS = 4
+_SPANS_OF_STEPS = 3, 64
+"""At least and at most; between them as many as hold a refresh and a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,5 +99,12 @@ def simulate_run(
         if vain >= _WITHOUT_PROGRESS:
             now = math.inf
             break
-    shown = tuple(span for span in spans if span.step <= _SPANS_OF_STEPS)
+    shown = _first_steps(spans, scenario)
     return RunOutcome(seed, now, failures, drains, ledger, workload, shown)
+
+
+def _first_steps(spans: Sequence[Span], scenario: Scenario) -> tuple[Span, ...]:
+    """Until refresh and checkpoint have both been; what generates is a step ahead of the trainer."""
+    least, most = _SPANS_OF_STEPS
+    last = min(most, max(scenario.refresh_every, scenario.checkpoint_every) + least - 1)
+    return tuple(span for span in spans if span.step <= last + (span.role != "train"))

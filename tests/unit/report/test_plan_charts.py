@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 
+from lrscale.report import plan_panels as panels
+from lrscale.report.chart_style import PNG_INK
+from lrscale.report.charts import figure_of
 from lrscale.report.page import write_report
 from lrscale.report.plan_charts import plan_charts, write_plan_charts
 from lrscale.report.plan_values import plan_values
@@ -64,6 +70,109 @@ def test_a_simulated_time_line_begins_with_the_first_rollout():
         ("update", 200.0),
         ("rollout", 200.0),
     ]
+
+
+def simulated(steps: int, checkpoint_every: int, refresh_every: int) -> dict[str, Any]:
+    """A run one step off policy: rollouts of 10 s, then 6 s of update while the next rollout goes on."""
+    spans: list[dict[str, Any]] = []
+
+    def add(role: str, phase: str, step: int, start_s: float, seconds: float) -> float:
+        spans.append({"role": role, "phase": phase, "step": step, "start_s": start_s, "end_s": start_s + seconds})
+        return start_s + seconds
+
+    now = add("generate", "rollout", 1, 0.0, 10.0)
+    for step in range(1, steps + 1):
+        generated = add("generate", "rollout", step + 1, now, 10.0)
+        trained = add("train", "update", step, now, 6.0)
+        if step % refresh_every == 0:
+            trained = add("train", "refresh", step, trained, 30.0)
+        if step % checkpoint_every == 0:
+            trained = add("train", "checkpoint", step, trained, 3.0)
+        now = max(generated, trained)
+    every = {"refresh": refresh_every, "checkpoint": checkpoint_every}
+    return {**PLAN, "every_steps": every, "simulation": {"timeline": spans}}
+
+
+@pytest.mark.parametrize(("checkpoint", "refresh", "steps"), [(6, 22, (22, 24)), (6, 6, (4, 6)), (40, 50, (1, 3))])
+def test_a_simulated_time_line_shows_what_comes_seldom(checkpoint, refresh, steps):
+    """Locks out a caption that speaks of refreshes and checkpoints that the chart does not have."""
+    values = plan_values(simulated(24, checkpoint, refresh))
+    assert values.simulated == steps
+    shown = {bar.phase for bar in values.timeline}
+    assert shown == {"rollout", "update"} | (set() if steps == (1, 3) else {"refresh", "checkpoint"})
+    start, end = min(bar.start_s for bar in values.timeline), max(bar.end_s for bar in values.timeline)
+    busy = {(bar.role, bar.step) for bar in values.timeline}
+    assert {("generate", steps[0]), ("generate", steps[1] + 1), ("train", steps[1])} <= busy
+    assert all(start <= bar.start_s < bar.end_s <= end for bar in values.timeline)
+    (caption,) = (
+        chart.caption for chart in plan_charts(simulated(24, checkpoint, refresh), "p") if "run" in chart.caption
+    )
+    assert f"refresh (every {refresh} steps)" in caption
+
+
+def test_a_role_whose_bars_are_too_short_to_see_keeps_its_row():
+    """Locks out scoring for hours that takes engines and trainer off the chart."""
+    spans = [*SPANS, {"role": "score", "phase": "score", "step": 1, "start_s": 100.0, "end_s": 90000.0}]
+    spans.append({"role": "train", "phase": "update", "step": 2, "start_s": 90000.0, "end_s": 90050.0})
+    values = plan_values({**PLAN, "simulation": {"timeline": spans}})
+    axes, seen = drawn(lambda axes: panels.timeline(axes, values.timeline, PNG_INK))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["engines", "scoring", "trainer"]
+    assert seen == {"score"}
+
+
+def drawn(draw: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Axes as they lie in a figure of the charts' size, and what `draw` returns of them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = figure_of(PNG_INK, 8.0, 3.6)
+    axes = figure.add_subplot()
+    found = draw(axes)
+    FigureCanvasAgg(figure).draw()
+    return axes, found
+
+
+@pytest.mark.parametrize("limit", [80.0, 60.0, 12.0])
+def test_no_total_hides_the_limit(limit):
+    """Locks out totals across the dashed line, at whatever distance their bar ends from it."""
+    sizes = [*(limit * share / 100 for share in range(70, 110)), 3 * limit]
+    phases = {f"phase {k}": {"total": size, "states": size - 3, "allowance": 3.0} for k, size in enumerate(sizes)}
+    values = plan_values({**PLAN, "gpu_gib": {"phases": phases}, "gpu_limit_gib": limit})
+    axes, _ = drawn(lambda axes: panels.memory(axes, values, PNG_INK))
+    line = axes.transData.transform((limit, 0.0))[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(sizes) + 1
+    assert [box for box in boxes if box.x0 + 0.5 < line < box.x1 - 0.5] == []
+    assert sum("too much" in text.get_text() for text in axes.texts) == 10
+
+
+def test_a_small_plan_is_drawn_in_mib_without_its_allowance():
+    """Locks out bars that are nothing but allowance, and a legend for what cannot be seen."""
+    parts = {"total": 3.11, "states": 0.1, "logits": 0.01, "latents": 1e-6, "allowance": 3.0}
+    small = {**PLAN, "gpu_gib": {"phases": {"update": parts, "load": {"total": 3.1, "states": 0.1, "allowance": 3.0}}}}
+    axes, seen = drawn(lambda axes: panels.memory(axes, plan_values(small), PNG_INK))
+    assert seen == {"states", "logits"} and axes.get_xlabel() == "MiB a GPU"
+    assert [text.get_text() for text in axes.texts] == [" 112.6", " 102.4"]
+    assert "3 GiB" in plan_charts(small, "p")[0].caption
+    large = {**small, "gpu_gib": {"phases": {"update": {**parts, "states": 1.2}}}}
+    assert drawn(lambda axes: panels.memory(axes, plan_values(large), PNG_INK))[0].get_xlabel() == "GiB a GPU"
+
+
+def test_labels_of_gpus_and_times_lie_apart():
+    """As many points as there can be, on both kinds of curve; locks out labels over each other, and lines that leave
+    the axes."""
+    for power in (0.0, 1.0):
+        gpus = [8 * round(1.334**k) for k in range(5, 22)]
+        points = [{"gpus": count, "step_s": 3e5 / count**power, "fits": count > 50} for count in gpus]
+        values = plan_values({**PLAN, "scaling": points, "layout": {"gpus": gpus[4]}})
+        axes, _ = drawn(lambda axes, values=values: panels.scaling(axes, values, PNG_INK))
+        for labels in (axes.texts, axes.get_xticklabels()):
+            assert len(labels) == len(gpus)
+            boxes = [label.get_window_extent() for label in labels]
+            assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+            assert all(axes.figure.bbox.x0 <= box.x0 and box.x1 <= axes.figure.bbox.x1 for box in boxes)
+        low, high = axes.get_ylim()
+        assert all(low < time < high for line in axes.lines for time in line.get_ydata())
+        assert all(a < b for a, b in pairwise(axes.get_yticks()))
 
 
 @pytest.mark.parametrize(

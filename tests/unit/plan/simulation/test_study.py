@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from lrscale.launch.finished_run import MeasuredRun, read_measured
 from lrscale.launch.planning import plan_of
 from lrscale.launch.simulating import SimulationOptions, simulate
 from lrscale.plan.run_plan import RunPlan
-from lrscale.plan.scaling import scale_points
 from lrscale.plan.simulation.findings import study_lines
 from lrscale.plan.simulation.planned import PlannedRun, costs_of
 from lrscale.plan.simulation.splits import few_steps, steady_step_s
@@ -75,7 +73,7 @@ def test_a_study_tells_everything(studied: Study) -> None:
 
 def test_a_figure_that_stands_in_three_places_is_one() -> None:
     """Locks out one step off policy whose refreshes of minutes the table hid, and the layouts counted in full."""
-    wide = ("stages.rl.prompts_per_step=384", "cluster.nodes=384", "stages.rl.refresh.every_steps=3")
+    wide = ("stages.rl.prompts_per_step=384", "cluster.nodes=384", "stages.rl.refresh={every_steps: 3, share: 0.01}")
     planned = plan(*wide, rollout_nodes=128, tensor_parallel=4, one_step_off=True)
     study = found(planned, seeds=1, failures_per_node_day=0.0)
     assert planned.step.total > 1.05 * max(planned.step.generating, planned.step.training) + planned.step.publish
@@ -147,9 +145,9 @@ def test_a_run_that_never_ends_is_said_to() -> None:
 
 
 def test_a_run_without_room_is_not_simulated_without_a_word() -> None:
-    planned = plan("cluster.nodes=2", engine="local", tensor_parallel=1)
+    planned = plan("cluster.nodes=4", engine="local", tensor_parallel=1)
     first = next(study_lines(found(planned, seeds=1, steps=1), planned))
-    assert first.startswith("fits      no: projector SFT takes ") and first.endswith("simulated as if there were room")
+    assert first.startswith("fits      no: rollout takes ") and first.endswith("simulated as if there were room")
 
 
 @pytest.mark.parametrize(("seconds", "workers"), [(0.5, 4), (90.0, 1)])
@@ -235,13 +233,11 @@ def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
         found(plan(), seeds=1, failures_per_node_day=-1.0)
 
 
-def test_more_gpus_with_the_same_work() -> None:
-    """Locks out layouts over which the sequences do not divide, and a step that more GPUs make slower to compute."""
-    some = plan()
-    points = list(scale_points(some.recipe, some.dims, some.layout, some.machine, some.work))
-    assert [point.gpus for point in points if point.gpus == some.layout.gpus] == [64]
-    assert all(some.work.sequences % point.gpus == 0 for point in points)
-    assert [point.step_s for point in points] == sorted((point.step_s for point in points), reverse=True)
-    more = replace(some.layout, rollout_nodes=4, one_step_off=True)
-    split = [point.gpus for point in scale_points(some.recipe, some.dims, more, some.machine, some.work)]
-    assert 96 in split and all(count % 3 == 0 for count in split)
+def test_the_time_line_reaches_the_first_refresh_and_checkpoint() -> None:
+    """Locks out charts that end before anything but rollouts and updates has come."""
+    planned = plan(rollout_nodes=4, one_step_off=True)
+    every = planned.work.refresh_every
+    spans = found(planned, seeds=1, steps=20).spans
+    phases = {(span.phase, span.step) for span in spans}
+    assert {("refresh", every), ("checkpoint", 6), ("update", every + 2), ("rollout", every + 3)} <= phases
+    assert len({span.step for span in found(plan("stages.rl.checkpoint_every=150"), seeds=1).spans}) < 80
