@@ -7,7 +7,7 @@ from typing import Literal
 
 from lrscale.config.recipe import Recipe
 from lrscale.plan.model_dims import ModelDims
-from lrscale.plan.states import ELEMENT_BYTES
+from lrscale.plan.states import ELEMENT_BYTES, weight_elements
 from lrscale.plan.tensors import TensorShape, model_tensors, projector_tensors
 
 Group = Literal["base", "projector"]
@@ -47,6 +47,12 @@ def checkpoint_bytes(recipe: Recipe, dims: ModelDims, ranks: int, trained: Seque
 
 
 def kept_bytes(recipe: Recipe, dims: ModelDims, ranks: int) -> int:
-    """All that a stage keeps, and the one that is being written."""
-    kept = recipe.checkpoints.keep_last + recipe.checkpoints.keep_best + 1
-    return kept * checkpoint_bytes(recipe, dims, ranks)
+    """All that a run has on disk at its end, and the checkpoint that is being written: those of the arm at hand, the last of
+    every stage before it (`lrscale.stages.pipeline`), a model an arm, and weights for engines on nodes of their own."""
+    rl, kept = recipe.stages.rl, recipe.checkpoints.keep_last + recipe.checkpoints.keep_best + 1
+    whole = checkpoint_bytes(recipe, dims, ranks)
+    weights = ELEMENT_BYTES[recipe.model.dtype] * weight_elements(recipe, dims)
+    rollout = recipe.rollout
+    handed = rollout.kind == "vllm" and rollout.placement == "separate" and rollout.transport == "files"
+    before = checkpoint_bytes(recipe, dims, ranks, ("projector",)) + (len(rl.arms) - 1) * whole
+    return before + kept * whole + (len(rl.arms) + handed) * weights

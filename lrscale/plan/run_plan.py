@@ -12,6 +12,7 @@ from lrscale.plan.layout import Layout
 from lrscale.plan.memory import memory_plan
 from lrscale.plan.model_dims import ModelDims
 from lrscale.plan.phases import MemoryPlan
+from lrscale.plan.stage_time import StageTimes, stage_times
 from lrscale.plan.states import ZeroSettings
 from lrscale.plan.step_cost import RunCost, StepTime, run_cost, step_time
 from lrscale.plan.step_rates import StepModel
@@ -46,10 +47,11 @@ class RunPlan:
     activations: Activations
     rates: StepModel
     step: StepTime
+    stages: StageTimes
     cost: RunCost
     checkpoint_gib: float
     disk_gib: float
-    """Of all checkpoints that are kept, and the one being written."""
+    """Of all that the run keeps, and the checkpoint being written."""
 
 
 def plan_run(  # noqa: PLR0913 - everything that decides a plan
@@ -71,6 +73,7 @@ def plan_run(  # noqa: PLR0913 - everything that decides a plan
     memory = memory_plan(recipe, dims, layout, machine, zero)
     over = overflow(memory, recipe)
     step = step_time(rates, work, recipe)
+    stages = stage_times(recipe, dims, layout, machine, work, rates)
     ranks = layout.train_gpus
     return RunPlan(
         recipe=recipe,
@@ -85,7 +88,8 @@ def plan_run(  # noqa: PLR0913 - everything that decides a plan
         suggestions=tuple(suggestions(recipe, dims, layout, machine, zero)) if over else (),
         rates=rates,
         step=step,
-        cost=run_cost(step, rates, work, recipe, layout, machine, price),
+        stages=stages,
+        cost=run_cost(step, rates, work, recipe, layout, machine, stages, price),
         checkpoint_gib=checkpoint_bytes(recipe, dims, ranks) / 2**30,
         disk_gib=kept_bytes(recipe, dims, ranks) / 2**30,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +40,12 @@ def assumptions(plan: RunPlan, given: Collection[str]) -> Iterator[str]:
         yield f"assumed: {', '.join(words)}"
     if plan.recipe.model.device == "cpu":
         yield f"the recipe runs on CPUs; planned as if each of its ranks had a GPU of its own ({plan.machine.gpu.name})"
+    cluster, ending_s = plan.recipe.cluster, plan.step.total + plan.rates.checkpoint_s
+    if cluster.time_limit is not None and ending_s > cluster.drain_s:
+        yield (
+            f"warning: a step and a checkpoint take {span(ending_s)}, and a job is asked to end cluster.drain_s = "
+            f"{cluster.drain_s} s before it is killed: --set cluster.drain_s={math.ceil(1.2 * ending_s)}"
+        )
     if not plan.dims.exact:
         yield "the model's kind is not among those that are counted exactly: counted as if it were a Llama"
     if plan.dims.ends_in_mixture:
@@ -87,6 +94,7 @@ def run_values(plan: RunPlan) -> dict[str, Any]:
         "checkpoints_gib": plan.disk_gib,
         "rates": asdict(plan.rates),
         "step_s": {name: getattr(plan.step, name) for name in _STEP_PARTS} | {"total": plan.step.total},
+        "stages_s": asdict(plan.stages),
         "cost": asdict(plan.cost),
         "decoding": asdict(_pace(plan)),
         "constants": {
@@ -138,7 +146,7 @@ def _memory(plan: RunPlan) -> Iterator[str]:
         yield f"{phase.name:<15s}{phase.total * of_gib:7.1f}{phase.host * of_gib:8.1f}  {parts}{mark}"
     kept = plan.activations
     yield f"activations of an update: {size(kept.checkpointed)} with checkpointing, {size(kept.whole)} without"
-    yield f"checkpoint of {size(plan.checkpoint_gib)} on disk, {size(plan.disk_gib)} with those that are kept"
+    yield f"checkpoint of {size(plan.checkpoint_gib)} on disk, {size(plan.disk_gib)} with all that the run keeps"
     over = plan.overflow
     if over is None:
         yield f"fits: {memory.peak:.1f} of {limit:g} GiB a GPU at most ({memory.largest.name})"
@@ -198,11 +206,19 @@ def _pace(plan: RunPlan) -> _Pace:
 
 
 def _cost(plan: RunPlan) -> Iterator[str]:
-    cost, rl = plan.cost, plan.recipe.stages.rl
+    cost, rl, stages = plan.cost, plan.recipe.stages.rl, plan.stages
     price = "" if cost.price is None else f", {amount(cost.price)} at the price given"
-    arms = f" for each of {len(rl.arms)} arms" if len(rl.arms) > 1 else ""
     yield (
-        f"RL        {rl.steps} steps{arms}: {span(3600 * cost.hours)}, {amount(cost.gpu_hours)} GPU-hours, at most "
+        f"run       {span(3600 * cost.hours)}, {amount(cost.gpu_hours)} GPU-hours, at most "
         f"{amount(cost.energy_kwh)} kWh{price}"
     )
-    yield f"          starting takes {plan.rates.start_s + plan.rates.load_s:.0f} s of it; {cost.tokens_per_gpu_s:,.0f} positions a second and GPU"
+    arms = f" for each of {len(rl.arms)} arms" if len(rl.arms) > 1 else ""
+    parts = {
+        "starting": plan.rates.start_s + plan.rates.load_s,
+        "traces": stages.traces,
+        "projector SFT": stages.projector_sft,
+        f"RL ({counted(rl.steps, 'step')}{arms})": 3600 * cost.rl_hours,
+        "evaluations": stages.evaluation,
+    }
+    yield "          " + ", ".join(f"{name} {span(seconds)}" for name, seconds in parts.items() if seconds)
+    yield f"          {cost.tokens_per_gpu_s:,.0f} positions of RL a second and GPU"

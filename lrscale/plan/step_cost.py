@@ -8,6 +8,7 @@ from lrscale.config.hardware import Machine
 from lrscale.config.recipe import Recipe
 from lrscale.plan.layout import Layout
 from lrscale.plan.lumps import Lump, lumps_of_steps
+from lrscale.plan.stage_time import StageTimes
 from lrscale.plan.step_rates import StepModel
 from lrscale.plan.workload import Workload
 
@@ -55,9 +56,11 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True)
 class RunCost:
-    """Of the RL steps of a run, its start included; traces, projector SFT and evaluation are not."""
+    """Of a whole run: its start, the stages before RL, the RL steps of every arm and their evaluations."""
 
     hours: float
+    rl_hours: float
+    """Of the RL steps alone."""
     gpu_hours: float
     energy_kwh: float
     """At most: boards at their limit, and the servers around them."""
@@ -96,19 +99,22 @@ def run_cost(  # noqa: PLR0913 - everything that a run is made of
     recipe: Recipe,
     layout: Layout,
     machine: Machine,
+    stages: StageTimes,
     price: float | None = None,
 ) -> RunCost:
-    """Of all RL steps of the recipe, every arm of it.
+    """Of the recipe's stages and all its RL steps, every arm of it.
 
     Energy is the boards' limit times what the server around them draws at most (Llama 3.1's model card counts
     boards at their limit too).
     """
     rl = recipe.stages.rl
-    seconds = model.start_s + model.load_s + len(rl.arms) * rl.steps * step.total
+    rl_s = len(rl.arms) * rl.steps * step.total
+    seconds = model.start_s + model.load_s + stages.total + rl_s
     gpu_hours = seconds / 3600 * layout.gpus
     watts = machine.gpu.power_w * machine.overheads.node_power_factor.value
     return RunCost(
         hours=seconds / 3600,
+        rl_hours=rl_s / 3600,
         gpu_hours=gpu_hours,
         energy_kwh=gpu_hours * watts / 1000,
         price=None if price is None else price * gpu_hours,

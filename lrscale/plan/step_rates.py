@@ -48,6 +48,8 @@ class StepModel:
     """An optimizer step."""
     publish_s: float
     """New weights into every engine."""
+    projector_sft_s: float
+    """Projector SFT before RL."""
     refresh_s: float
     """One refresh of the projector."""
     checkpoint_s: float

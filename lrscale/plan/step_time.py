@@ -61,7 +61,8 @@ def step_model(
         update_s=job.update_s,
         optimizer_s=job.optimizer_s,
         publish_s=job.publish_s(job.bytes),
-        refresh_s=job.refresh_s,
+        projector_sft_s=job.projector_sft_s(job.work.sft_rows),
+        refresh_s=job.projector_sft_s(job.work.refresh_rows if job.work.refresh_every else 0),
         checkpoint_s=job.checkpoint_s,
         load_s=load_s,
         start_s=machine.overheads.start_s.value + max(0.0, engines_s - load_s) + job.publish_s(job.bytes),
@@ -232,21 +233,20 @@ class _Job:
             return parked_s + overheads.publish_s.value + size / (overheads.publish_gb_s.value * 1e9)
         return parked_s + (0.0 if self.per_layer else self.gathered_s(size, 1))
 
-    @property
-    def refresh_s(self) -> float:
-        """Projector SFT on the refresh's rows: expand runs markers x latent steps forwards a micro-batch, and one
+    def projector_sft_s(self, rows: int) -> float:
+        """Over so many rows, once: expand runs markers x latent steps forwards a micro-batch, and one
         (`lrscale.latent.expand`), each of which gathers every layer where weights are sharded, and once more in the
         backward pass."""
-        if not self.work.refresh_every:
+        if not rows:
             return 0.0
         row = self.work.prompt_tokens + self.work.lengths.mean
-        positions = self.work.refresh_rows * row
+        positions = rows * row
         latents = self.work.refresh_latents
         one = flops(self.dims, max(1, round(row)), causal=True)
-        work = one.projector_training(checkpointing=self.recipe.model.gradient_checkpointing) * self.work.refresh_rows
-        work += 3 * projector_flops(self.dims, self.recipe.projector.layers, latents * self.work.refresh_rows)
+        work = one.projector_training(checkpointing=self.recipe.model.gradient_checkpointing) * rows
+        work += 3 * projector_flops(self.dims, self.recipe.projector.layers, latents * rows)
         computing_s = work / (self.peak * self.machine.efficiencies.training.value * self.layout.train_gpus)
-        batches = -(-self.work.refresh_rows // self.recipe.stages.projector_sft.batch_rows)
+        batches = -(-rows // self.recipe.stages.projector_sft.batch_rows)
         micro = max(batches, -(-positions // (self.work.micro_batch_tokens * self.layout.train_gpus)))
         size = self.bytes - self.projector_bytes
         moving_s = micro * (latents + 1) * 2 * self.gathered_s(size, self.dims.layers)

@@ -38,6 +38,8 @@ class Workload:
     """Whether samples of a prompt that stand in one micro-batch run it once."""
     refresh_every: int
     """RL steps from one refresh of the projector to the next; 0: none."""
+    sft_rows: int
+    """Rows that projector SFT trains on before RL, all epochs together."""
     refresh_rows: int
     """Rows that a refresh trains on."""
     refresh_latents: int
@@ -112,10 +114,19 @@ def workload(  # noqa: PLR0913 - what is known of sequences
         micro_batch_tokens=recipe.optimisation.micro_batch_tokens,
         share_prompts=recipe.shares_prompts,
         refresh_every=every,
+        sft_rows=_sft_rows(recipe, assumed.positive_share.value),
         refresh_rows=round(traces * len(recipe.stages.traces.replace_ratios)),
         refresh_latents=round(markers_of_a_trace(recipe, machine, mean * (1 - share)) * recipe.stages.traces.max_steps),
         scoring_s=(0.0 if by_rule else assumed.scoring_s.value) if scoring_s is None else scoring_s,
     )
+
+
+def _sft_rows(recipe: Recipe, right: float) -> int:
+    """A row for each ratio and trace that is right, those for the held-out loss left out."""
+    traces, sft = recipe.stages.traces, recipe.stages.projector_sft
+    kept = traces.prompts * traces.samples_per_prompt * right * (1 - traces.heldout_share)
+    rows = round(kept * len(traces.replace_ratios)) * sft.epochs
+    return min(rows, sft.max_steps * sft.batch_rows) if sft.max_steps else rows
 
 
 def markers_of_a_trace(recipe: Recipe, machine: Machine, tokens: float) -> float:

@@ -71,6 +71,7 @@ class PlannedRun:
             refresh_every=self.work.refresh_every,
             failures=self._failures,
             time_limit_s=limit_s,
+            drain_s=float(cluster.drain_s),
             arms=len(rl.arms),
         )
 

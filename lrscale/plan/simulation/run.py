@@ -80,15 +80,17 @@ def simulate_run(
         attempt = Attempt(workload, ledger, now, saved, told, spans if not spans else None)
         # Exponential times have no memory: a fresh draw an attempt is the same as one clock through all of them.
         failure_s = now + random.expovariate(1.0 / scenario.mtbf_s) if math.isfinite(scenario.mtbf_s) else math.inf
-        ending = attempt.until(failure_s)
+        killed_s = math.inf if scenario.time_limit_s is None else now + scenario.time_limit_s + scenario.drain_s
+        ending = attempt.until(min(failure_s, killed_s))
         now = attempt.env.now
         if ending == "finished":
             break
         vain = 0 if attempt.saved_step > saved else vain + 1
         saved = attempt.saved_step
         if ending == "failed":
-            failures += 1
             ledger.fall_back(saved, now - attempt.safe_s)
+        if ending == "failed" and failure_s < killed_s:
+            failures += 1
             ledger.spend("detect", scenario.failures.detect_s)
             now += scenario.failures.detect_s
         else:

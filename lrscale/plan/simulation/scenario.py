@@ -147,6 +147,8 @@ class Scenario:
     refresh_every: int = 0
     """RL steps; 0 never."""
     failures: Failures = field(default_factory=Failures)
+    drain_s: float = math.inf
+    """From being asked to end to being killed (cluster.drain_s)."""
     time_limit_s: float | None = None
     """Of one pass through the queue, less the time to drain; the run saves and queues again."""
     arms: int = 1

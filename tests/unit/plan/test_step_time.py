@@ -17,6 +17,7 @@ from lrscale.plan.layout import LayoutError, layout_of
 from lrscale.plan.lengths import Lengths
 from lrscale.plan.lumps import Lump
 from lrscale.plan.model_dims import known_dims
+from lrscale.plan.stage_time import StageTimes, stage_times
 from lrscale.plan.step_cost import StepTime, run_cost, step_time
 from lrscale.plan.step_rates import StepModel
 from lrscale.plan.step_time import step_model
@@ -139,9 +140,31 @@ def test_a_run_costs_its_gpus_for_as_long_as_it_lasts() -> None:
     layout = layout_of(recipe, engine="vllm", tensor_parallel=8, rollout_nodes=2)
     model, work = step_model(recipe, LLAMA, layout, MACHINE), workload(recipe)
     step = step_time(model, work, recipe)
-    cost = run_cost(step, model, work, recipe, layout, MACHINE, 2.0)
-    assert cost.gpu_hours == pytest.approx(80 * (10 * step.total + model.start_s + model.load_s) / 3600)
+    stages = StageTimes(traces=1000.0, projector_sft=200.0, evaluation=30.0)
+    cost = run_cost(step, model, work, recipe, layout, MACHINE, stages, 2.0)
+    assert cost.gpu_hours == pytest.approx(80 * (10 * step.total + model.start_s + model.load_s + 1230) / 3600)
     assert cost.price == pytest.approx(2 * cost.gpu_hours) and cost.energy_kwh == pytest.approx(cost.gpu_hours * 1.274)
+
+
+def test_engines_do_not_decode_for_the_stages_that_they_cannot() -> None:
+    """Locks out traces and arms without latents at the pace of vLLM, which decodes the policy's own latents alone."""
+    recipe = large("stages.rl.steps=10", "stages.rl.evaluate_every=5")
+    work = workload(recipe)
+
+    def times(**kinds: object) -> StageTimes:
+        layout = layout_of(recipe, **kinds)  # type: ignore[arg-type]
+        model = step_model(recipe, LLAMA, layout, MACHINE, work=work)
+        return stage_times(recipe, LLAMA, layout, MACHINE, work, model)
+
+    local, engines = times(), times(engine="vllm", tensor_parallel=8)
+    assert engines.traces == local.traces and engines.projector_sft == local.projector_sft
+    assert 0 < engines.evaluation < local.evaluation / 3
+    assert local.traces > 0 and local.projector_sft > 0
+    discrete = large("stages.rl.arms=[discrete]", "stages.run=[rl, evaluate]")
+    layout = layout_of(discrete, engine="vllm", tensor_parallel=8)
+    model = step_model(discrete, LLAMA, layout, MACHINE)
+    alone = stage_times(discrete, LLAMA, layout, MACHINE, workload(discrete), model)
+    assert (alone.traces, alone.projector_sft) == (0, 0) and alone.evaluation > 3 * engines.evaluation
 
 
 @pytest.mark.parametrize(("mean", "spread"), [(400.0, 0.6), (1800.0, 0.6), (1000.0, 0.0), (2048.0, 1.0)])

@@ -152,6 +152,14 @@ def test_lost_work_is_what_the_formula_expects() -> None:
     assert abs(statistics.mean(found) - expected) < 4 * statistics.stdev(found) / math.sqrt(len(found))
 
 
+def test_a_step_that_outlasts_its_notice_is_lost() -> None:
+    """Locks out jobs that run on behind their time limit: SLURM kills what does not end in time."""
+    patient = simulate_run(scenario(time_limit_s=60.0), seed=0)
+    hurried = simulate_run(scenario(time_limit_s=60.0, drain_s=0.01), seed=0)
+    assert hurried.ledger.phases["lost"] > patient.ledger.phases["lost"] == 0.0
+    assert hurried.seconds > patient.seconds and not hurried.failures
+
+
 def test_four_thousand_gpus_finish() -> None:
     """512 engines and 512 nodes, 16,384 sequences a step; locks out events whose number grows with tokens."""
     large = scenario(

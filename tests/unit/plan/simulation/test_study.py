@@ -116,7 +116,8 @@ def test_what_a_plan_covers_is_simulated() -> None:
     assert [str(step) for step in refreshed] == ends
     saved = [step for step in range(1, 31) if study.scenario.saves(step)]
     assert saved == [6, 12, 15, 21, 27, 30], "each arm counts its own steps, and is saved at its end"
-    assert study.seconds.median / 3600 == pytest.approx(planned.cost.hours, rel=0.04)
+    starting_s = planned.rates.start_s + planned.rates.load_s
+    assert study.seconds.median == pytest.approx(starting_s + 3600 * planned.cost.rl_hours, rel=0.04)
     assert study.gpu_hours.median == pytest.approx(64 * study.seconds.median / 3600)
     assert study.to_json()["price"]["median"] == 2 * study.gpu_hours.median
     lines = {line.split()[0]: line for line in study_lines(study, planned)}
