@@ -93,19 +93,20 @@ class ReadFiles:
         self._manifest = Manifest.read(manifest_path)
 
     def expect(self, version: int, *, projector_only: bool) -> None:
-        """All buckets are read once, before any tensor of the model has moved."""
+        """All buckets are read and checked once, before any tensor of the model has moved."""
         found = self._manifest
         if (found.version, found.projector_only) != (version, projector_only):
             raise PublicationError(
                 f"weights: announced were {named(version, projector_only=projector_only)}, {self._path} holds "
                 f"{named(found.version, projector_only=found.projector_only)}"
             )
-        for _ in self.tensors():
-            pass
+        for bucket in found.buckets:
+            bucket.check(_read(bucket, self._path.parent).values())
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """As they were checked: nobody writes into a publication that is announced."""
         for bucket in self._manifest.buckets:
-            yield from _checked(bucket, self._path.parent).items()
+            yield from _read(bucket, self._path.parent).items()
 
     def finish(self) -> None:
         pass
@@ -118,7 +119,7 @@ def bucket_path(folder: Path, bucket: Bucket) -> Path:
     return folder / f"bucket-{bucket.number:05d}.safetensors"
 
 
-def _checked(bucket: Bucket, folder: Path) -> dict[str, Tensor]:
+def _read(bucket: Bucket, folder: Path) -> dict[str, Tensor]:
     path = bucket_path(folder, bucket)
     try:
         with safe_open(path, framework="pt") as opened:
@@ -127,5 +128,4 @@ def _checked(bucket: Bucket, folder: Path) -> dict[str, Tensor]:
         raise PublicationError(f"weights: {path.name} cannot be read: {error}") from error
     if tuple(tensors) != bucket.tensors:
         raise PublicationError(f"weights: {path.name} holds other tensors than its manifest says")
-    bucket.check(tensors.values())
     return tensors
