@@ -99,6 +99,7 @@ class Overheads(Section):
     engine_colocated_share: Overhead
     publish_gb_s: Overhead
     publish_s: Overhead
+    files_gb_s: Overhead
     host_gb_s: Overhead
     checksum_gb_s: Overhead
     start_s: Overhead

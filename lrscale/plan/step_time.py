@@ -230,8 +230,21 @@ class _Job:
             own = 12 * weight_elements(self.recipe, self.dims) / self.layout.train_gpus
             parked_s = 2 * own / (overheads.host_gb_s.value * 1e9)
         if self.layout.engine == "vllm":
-            return parked_s + overheads.publish_s.value + size / (overheads.publish_gb_s.value * 1e9)
+            return (
+                parked_s + overheads.publish_s.value + size / (overheads.publish_gb_s.value * 1e9) + self.files_s(size)
+            )
         return parked_s + (0.0 if self.per_layer else self.gathered_s(size, 1))
+
+    def files_s(self, size: float) -> float:
+        """What it takes longer where the recipe's engines get weights as files (`lrscale.rollout.weight_files`): the main
+        rank writes them, every worker reads them to check them and once more to load them; on nodes of their own, over the
+        file system first."""
+        rollout = self.recipe.rollout
+        if rollout.kind != "vllm" or rollout.transport != "files":
+            return 0.0
+        passes_s = 3 * size / (self.machine.overheads.files_gb_s.value * 1e9)
+        shared = 0.0 if self.layout.colocated else 2 * size / 2**30 / self.recipe.cluster.read_gib_s
+        return passes_s + shared
 
     def projector_sft_s(self, rows: int) -> float:
         """Over so many rows, once: expand runs markers x latent steps forwards a micro-batch, and one

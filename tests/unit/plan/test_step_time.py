@@ -44,6 +44,20 @@ def test_the_published_step_of_70b_is_met() -> None:
         assert getattr(step, part) == pytest.approx(real[part], rel=0.35), part
 
 
+def test_weights_that_travel_as_files_take_longer() -> None:
+    """Locks out a refit of 15 s for a recipe whose weights go through a file system of 1 GiB/s."""
+
+    def publish_s(*overrides: str) -> float:
+        recipe = load_recipe(["llama3-70b-split"], list(overrides)).recipe
+        return step_model(recipe, LLAMA, layout_of(recipe), MACHINE).publish_s
+
+    files, broadcast = publish_s(), publish_s("rollout.transport=broadcast")
+    through_it = 2 * 2 * 72.67e9 / 2**30
+    in_memory = 3 * 2 * 72.67e9 / MACHINE.overheads.files_gb_s.value / 1e9
+    assert files - broadcast == pytest.approx(through_it + in_memory, rel=0.001)
+    assert broadcast == pytest.approx(14.8, abs=0.1)
+
+
 def test_the_published_states_of_70b_are_met() -> None:
     assert planned_states() == pytest.approx(STATES, abs=0.06)
 
