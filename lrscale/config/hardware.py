@@ -101,6 +101,7 @@ class Overheads(Section):
     publish_s: Overhead
     files_gb_s: Overhead
     host_gb_s: Overhead
+    host_memory_gb_s: Overhead
     checksum_gb_s: Overhead
     start_s: Overhead
     engine_start_s: Overhead

@@ -118,6 +118,8 @@ def rank_states(recipe: Recipe, dims: ModelDims, ranks: int, zero: ZeroSettings 
     zero3 = parallel.kind == "zero3"
     wide_gradients = not narrow or parallel.fp32_gradients or not zero3
     gradients = own * max(element, 4 if wide_gradients else element)
+    if narrow and parallel.kind == "fsdp2":
+        gradients += own * element  # what a backward pass has reduced, until it is added to those in float32
     masters = own * 4 if narrow or zero3 else 0
     moments = 2 * own * max(element, 4)
     weights = own * element

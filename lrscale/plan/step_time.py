@@ -214,8 +214,11 @@ class _Job:
         """AdamW over a rank's share: bound by memory, or by PCIe where it is offloaded (ZeRO-Offload, arXiv 2101.06840)."""
         own = self.dims.parameters / (self.layout.train_gpus if self.recipe.parallel.kind != "single" else 1)
         if self.recipe.parallel.offload_optimizer:
-            # Gradients go out and weights come back; the step itself runs on the host's memory, about as fast.
-            return own * (2 * self.element + _OPTIMIZER_TRAFFIC / 4) / (self.machine.overheads.host_gb_s.value * 1e9)
+            # Gradients go out and weights come back; the step itself reads and writes the host's memory.
+            overheads = self.machine.overheads
+            moved_s = own * 2 * self.element / (overheads.host_gb_s.value * 1e9)
+            host_rate = overheads.host_memory_gb_s.value * 1e9 / self.layout.gpus_per_node
+            return moved_s + own * _OPTIMIZER_TRAFFIC / host_rate
         rate = self.machine.gpu.memory_tb_s * 1e12 * self.machine.efficiencies.memory_step.value
         return own * _OPTIMIZER_TRAFFIC / rate
 
