@@ -34,6 +34,8 @@ class Layout:
     """GPUs that one engine spans."""
     engines_wanted: int | None = None
     """Engines where they are fewer than the GPUs have room for (rollout.engines); None: as many as these hold."""
+    weight_files: bool = False
+    """Whether engines get weights as files, and not by a collective or from the trainer's own memory."""
     one_step_off: bool = False
     """The next step's sequences are generated while this step's are trained on; needs GPUs that only generate."""
 
@@ -96,6 +98,7 @@ def layout_of(
         engine=engine,
         tensor_parallel=tensor_parallel,
         engines_wanted=recipe.rollout.engines if own and recipe.rollout.kind == "vllm" else None,
+        weight_files=recipe.rollout.kind == "vllm" and recipe.rollout.transport == "files",
         one_step_off=one_step_off,
     )
 

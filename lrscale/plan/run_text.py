@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lrscale.config.arms import OWN_LATENT_ARMS
 from lrscale.plan.run_plan import RunPlan
 from lrscale.plan.summary import amount, count, counted, every, phase_values, size, span
 
@@ -40,6 +41,7 @@ def assumptions(plan: RunPlan, given: Collection[str]) -> Iterator[str]:
         yield f"assumed: {', '.join(words)}"
     if plan.recipe.model.device == "cpu":
         yield f"the recipe runs on CPUs; planned as if each of its ranks had a GPU of its own ({plan.machine.gpu.name})"
+    yield from _of_engines(plan)
     cluster, ending_s = plan.recipe.cluster, plan.step.total + plan.rates.checkpoint_s
     if cluster.time_limit is not None and ending_s > cluster.drain_s:
         yield (
@@ -53,6 +55,20 @@ def assumptions(plan: RunPlan, given: Collection[str]) -> Iterator[str]:
             "the last MLP is a mixture of experts, which no projector can be cloned from: planned with one of the dense "
             "width, but the runtime would refuse to train it"
         )
+
+
+def _of_engines(plan: RunPlan) -> Iterator[str]:
+    """Where vLLM's engines do less in lrscale than the plan takes them to do."""
+    if plan.layout.engine != "vllm":
+        return
+    if plan.recipe.rollout.kind != "vllm":
+        yield (
+            "weights are taken to reach the engines as fast as NeMo-RL's do (overheads.publish_gb_s); lrscale's files take "
+            "longer, which a recipe with rollout.kind: vllm counts"
+        )
+    others = [arm for arm in plan.recipe.stages.rl.arms if arm not in OWN_LATENT_ARMS]
+    if others:
+        yield f"the trainer decodes arms {', '.join(others)}, slower than the engines at whose pace their steps are planned"
 
 
 def run_values(plan: RunPlan) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lrscale.config.arms import LATENT_ARMS
+from lrscale.config.arms import OWN_LATENT_ARMS
 from lrscale.config.hardware import Machine
 from lrscale.config.recipe import Recipe
 from lrscale.plan.layout import Layout
@@ -43,7 +43,7 @@ def stage_times(
     batches = -(-traces.prompts // traces.prompts_per_batch)
     side_by_side = min(traces.prompts, traces.prompts_per_batch)
     rollouts = {
-        arm: _sampled_s(rates if arm in LATENT_ARMS else own, work, evaluate.prompts, evaluate.samples_per_prompt)
+        arm: _sampled_s(rates if arm in OWN_LATENT_ARMS else own, work, evaluate.prompts, evaluate.samples_per_prompt)
         for arm in stages.rl.arms
     }
     every = stages.rl.evaluate_every

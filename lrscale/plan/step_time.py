@@ -239,11 +239,10 @@ class _Job:
         return parked_s + (0.0 if self.per_layer else self.gathered_s(size, 1))
 
     def files_s(self, size: float) -> float:
-        """What it takes longer where the recipe's engines get weights as files (`lrscale.rollout.weight_files`): the main
+        """What it takes longer where engines get weights as files (`lrscale.rollout.weight_files`): the main
         rank writes them, every worker reads them to check them and once more to load them; on nodes of their own, over the
         file system first."""
-        rollout = self.recipe.rollout
-        if rollout.kind != "vllm" or rollout.transport != "files":
+        if not self.layout.weight_files:
             return 0.0
         passes_s = 3 * size / (self.machine.overheads.files_gb_s.value * 1e9)
         shared = 0.0 if self.layout.colocated else 2 * size / 2**30 / self.recipe.cluster.read_gib_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from lrscale.plan.layout import Layout
 from lrscale.plan.run_plan import RunPlan
 from lrscale.plan.simulation.ledger import PHASES
 from lrscale.plan.simulation.splits import SplitTime
@@ -37,7 +38,7 @@ def study_lines(study: Study, plan: RunPlan) -> Iterator[str]:
             f"{_ROLES[role]} {100 * share:.0f} %" for role, share in study.utilisation.items()
         )
     yield _saving(study)
-    yield from _split(study)
+    yield from _split(study, plan.layout)
     yield _reasoning(study)
 
 
@@ -96,8 +97,8 @@ def _saving(study: Study) -> str:
     return f"{own}; best {every(found.steps)} ({span(found.seconds)}), {least} ({near})"
 
 
-def _split(study: Study) -> Iterator[str]:
-    split = study.split
+def _split(study: Study, layout: Layout) -> Iterator[str]:
+    split, files = study.split, layout.weight_files
     if split is None:
         yield "split     no way to share the nodes out: give another number, or sequences that divide"
         return
@@ -106,21 +107,23 @@ def _split(study: Study) -> Iterator[str]:
         yield f"split     no way of sharing {split.nodes} nodes out runs: {best.reason}"
         return
     yield (
-        f"split     best of {len(split.tried)} that can be launched (vLLM, synchronous): {_placed(best, split.nodes)}, "
+        f"split     best of {len(split.tried)} that can be launched (vLLM, synchronous): {_placed(best, split.nodes, files=files)}, "
         f"{span(best.step_s)} a step; as laid out {span(study.reasoning[0].step_s)}"
     )
     if math.isfinite(off.one_step_off_s):
         yield (
-            f"          one step off policy, which lrscale plans and does not run yet: {_placed(off, split.nodes)}, "
+            f"          one step off policy, which lrscale plans and does not run yet: {_placed(off, split.nodes, files=files)}, "
             f"{span(off.one_step_off_s)} a step"
         )
 
 
-def _placed(split: SplitTime, nodes: int) -> str:
+def _placed(split: SplitTime, nodes: int, *, files: bool) -> str:
     engines = f"engines of {split.gpus_per_engine} GPU{'s' if split.gpus_per_engine > 1 else ''}"
     if not split.generate_nodes:
         return f"{engines} beside the trainer"
-    return f"{split.generate_nodes} of {nodes} nodes generate ({engines})"
+    return (
+        f"{split.generate_nodes} of {nodes} nodes generate ({engines}, weights by {'files' if files else 'broadcast'})"
+    )
 
 
 def _reasoning(study: Study) -> str:

@@ -103,7 +103,7 @@ class PlannedRun:
         gpus = layout.gpus_per_node
         widths = [layout.tensor_parallel] if layout.engine == "vllm" else [n for n in _ENGINE_GPUS if gpus % n == 0]
         for width in widths:
-            yield Layout(train_nodes=layout.nodes, gpus_per_node=gpus, engine="vllm", tensor_parallel=width)
+            yield Layout(layout.nodes, gpus, engine="vllm", tensor_parallel=width, weight_files=layout.weight_files)
 
     def candidates(self, layout: Layout) -> list[int]:
         """Numbers of the nodes that could generate and do nothing else, 0 for none: the sequences divide over the GPUs
@@ -116,7 +116,9 @@ class PlannedRun:
 
     def split(self, kind: Layout, generate_nodes: int) -> Scenario:
         """Engines of this kind with so many nodes that generate. ValueError where that is impossible, or does not fit into memory."""
-        layout = kind.resized(rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes)
+        # Beside the trainer on GPUs lrscale hands weights over as files alone.
+        files = kind.weight_files or not generate_nodes
+        layout = kind.resized(rollout_nodes=generate_nodes, train_nodes=kind.nodes - generate_nodes, weight_files=files)
         memory = memory_plan(self.recipe, self.dims, layout, self.machine, self.zero)
         over = overflow(memory, self.recipe)
         if over is not None:
