@@ -34,7 +34,7 @@ def verify(folder: Path, extra: str, kills: int) -> subprocess.CompletedProcess[
 
 
 def test_a_reward_that_depends_on_the_process_is_found_out(tmp_path: Path):
-    done = verify(tmp_path, "os.getpid()", kills=1)
+    done = verify(tmp_path, "os.getpid()", kills=3)  # the only one might come when all is over
     assert done.returncode == 6, done.stderr
     assert "the killed run is not the one left alone: metrics line" in done.stderr
     again = verify(tmp_path, "0", kills=1)

@@ -39,7 +39,7 @@ def test_the_line_is_exactly_this() -> None:
         :-2
     ] == [
         "sbatch", "--job-name=llama3-70b-8n8g", "--output=/runs/x/slurm-%j.log", "--open-mode=append", "--export=ALL",
-        "--requeue", "--signal=B:USR2@600", "--nodes=8", "--ntasks-per-node=1", "--exclusive", "--mem=0",
+        "--requeue", "--signal=B:USR2@1800", "--nodes=8", "--ntasks-per-node=1", "--exclusive", "--mem=0",
         "--gpus-per-node=8", "--partition=h100", "--account=me", "--time=2-00:00:00", "--exclude=n7", "--qos=x",
     ]  # fmt: skip
 
@@ -177,7 +177,7 @@ def test_what_no_cluster_could_run_is_refused() -> None:
     memory = memory_plan(loaded.recipe, dims_of(loaded.recipe.model.path))  # type: ignore[arg-type]
     with pytest.raises(RecipeError) as caught:
         require_sound(loaded, memory)
-    assert "cluster.drain_s is 600" in str(caught.value) and "parallel.offload_optimizer" in str(caught.value)
+    assert "cluster.drain_s is 1800" in str(caught.value) and "parallel.offload_optimizer" in str(caught.value)
 
 
 def test_resolved_recipes_hold_no_auto(tmp_path: Path) -> None:
