@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from lrscale.config.arms import DISCRETE_ARMS
 from lrscale.launch.errors import ExitCode, LaunchError
 from lrscale.plan.lengths import Lengths
 from lrscale.plan.simulation.lengths import AssumedLengths, Completion, MeasuredLengths, mean_completion
-from lrscale.plan.workload import Workload
 
 Seen = AssumedLengths | MeasuredLengths
 """Lengths around the means of a run, or its completions."""
@@ -45,20 +44,20 @@ class MeasuredRun:
         discrete = arm in DISCRETE_ARMS
         return next((lengths for name, lengths in self.lengths.items() if (name in DISCRETE_ARMS) != discrete), None)
 
-    def workload(self, assumed: Workload, arms: Sequence[str]) -> Workload:
-        """What was assumed of an RL step, with the lengths that the run had.
+    def known(self, arms: Sequence[str]) -> dict[str, float | None]:
+        """What `lrscale.plan.workload.workload` would assume otherwise, of the first of these arms that the run had.
 
         Raises:
-            LaunchError: the run had none of the recipe's arms.
+            LaunchError: it had none of them.
         """
         source = self.lengths[self.arm(arms)]
         tokens, latents = mean_completion(source)
-        return replace(
-            assumed,
-            lengths=Lengths(tokens + latents, assumed.lengths.longest, source.spread),
-            latent_share=latents / (tokens + latents),
-            prompt_tokens=assumed.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens,
-        )
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "mean_new_tokens": tokens + latents,
+            "spread": source.spread,
+            "latent_share": latents / (tokens + latents),
+        }
 
 
 def read_measured(run_dir: Path, limit: int, spread: float) -> MeasuredRun:

@@ -54,7 +54,7 @@ def plan(
         in_job: A job that somebody submitted by hand asks: it runs, so the cluster's limits do not matter any more.
 
     Raises:
-        RecipeError: it is beyond the limits of the model or the cluster, or does not divide over its ranks.
+        RecipeError: it is beyond the cluster's limits, or does not divide over its ranks.
         LaunchError: a secret is missing (4), SLURM is not here (5) or does not answer (75).
     """
     loaded = settled(loaded)

@@ -67,11 +67,10 @@ def plan_of(  # noqa: PLR0913 - options of the command line
         tensor_parallel=tensor_parallel,
         one_step_off=one_step_off,
     )
-    if scoring_s is None and measured is not None:
-        scoring_s = measured.score_s
-    work = workload(recipe, machine, scoring_s=scoring_s, **known)
     if measured is not None:
-        work = measured.workload(work, recipe.stages.rl.arms)
+        known |= measured.known(recipe.stages.rl.arms)
+        scoring_s = measured.score_s if scoring_s is None else scoring_s
+    work = workload(recipe, machine, scoring_s=scoring_s, **known)
     try:
         return plan_run(recipe, dims, layout, machine, work, zero=zero, price=price)
     except LayoutError as error:

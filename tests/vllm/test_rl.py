@@ -72,5 +72,5 @@ def test_rl_goes_on_over_a_dead_engine_and_a_dead_trainer_leaves_nothing(tmp_pat
     assert [line["step"] for line in done] == [1, 2, 3]
     for line in done:
         assert_complete(run, line)
-        # Other weights shift all tokens; rounding alone comes to 1e-5 in the mean, and to 0.2 for a rare token.
-        assert 0 <= line["engine_gap_mean"] < 0.002 and line["engine_gap_max"] < 1
+        # Other weights shift all tokens; the mean is about 1e-5. One token's gap has a long tail: 0.17 was seen once.
+        assert 0 <= line["engine_gap_mean"] < 0.001 and line["engine_gap_max"] < 0.5
