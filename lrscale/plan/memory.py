@@ -244,13 +244,21 @@ class _Needs:
         return max(running, {"optimizer step": self.step}, key=lambda parts: sum(parts.values()))
 
     @property
+    def resident(self) -> int:
+        """States that stay on the device while sequences are decoded there."""
+        return self.kept.parked if self.recipe.parallel.offload_between_phases else self.kept.resting
+
+    @property
+    def parked(self) -> int:
+        """The others, on the host of a node."""
+        return (self.kept.resting - self.resident) * self.layout.gpus_per_node
+
+    @property
     def beside_engine(self) -> int:
-        """What the trainer keeps on the device while sequences are decoded there."""
+        """All that the trainer keeps on the device then."""
         if not self.layout.colocated:
             return 0
-        kept = self.kept
-        states = kept.parked if self.recipe.parallel.offload_between_phases else kept.resting
-        return states + kept.persistent + kept.buckets + self.reference
+        return self.resident + self.kept.persistent + self.kept.buckets + self.reference
 
     @property
     def engine_weights(self) -> int:
@@ -335,11 +343,11 @@ class _Needs:
     def _publish(self, base: Mapping[str, float]) -> Phase:
         """Whole tensors on their way to the engines; files of all of them lie in the node's shared memory until every
         engine has read them (`lrscale.rollout.weight_files`), beside what is parked."""
-        kept, host = self.kept, 0.0
+        host = 0.0
         bucket = max(min(_GATHER_BUCKET, self.whole), self.largest_tensor)
         resident: dict[str, float] = {}
         if self.layout.colocated:
-            resident = {"states": self.beside_engine - kept.persistent - kept.buckets - self.reference}
+            resident = {"states": self.resident}
             host = self.parked
             if self.layout.engine == "vllm":
                 host += self.whole
@@ -348,19 +356,11 @@ class _Needs:
             "publish", {**base, **resident, "gathered bucket": bucket, "engine weights": copied}, host=host
         )
 
-    @property
-    def parked(self) -> float:
-        """On the host of a node while sequences are decoded beside the trainer."""
-        kept = self.kept
-        states = self.beside_engine - kept.persistent - kept.buckets - self.reference
-        return (kept.resting - states) * self.layout.gpus_per_node
-
     def _rollout(self) -> Phase:
         parts: dict[str, float] = {}
         kept, parked = self.kept, 0.0
         if self.layout.colocated:
-            states = self.beside_engine - kept.persistent - kept.buckets - self.reference
-            parts = {"states": states, "persistent": kept.persistent, "buckets": kept.buckets}
+            parts = {"states": self.resident, "persistent": kept.persistent, "buckets": kept.buckets}
             parts |= {"reference": self.reference}
             parked = self.parked
         parts |= {"engine weights": self.engine_weights, "engine activations": self.engine_activations}
